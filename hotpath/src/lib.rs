@@ -1,0 +1,3 @@
+pub mod script;
+#[cfg(feature = "python")]
+mod bindings;
