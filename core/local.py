@@ -10,8 +10,6 @@ Start servers from the main thread: the kernel ties a child to the *thread* that
 """
 
 import contextlib
-import ctypes
-import fcntl
 import glob
 import hashlib
 import importlib.util
@@ -22,23 +20,31 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
+from core.data_dir import DataDirLock, write_private
+from core.processes import (
+    Account,
+    Process,
+    ServerError,
+    die_with_parent,
+    dropped,
+    owner_of,
+    servers_account,
+)
 from core.settings import SERVERS_FILE, RunningServers
+
+__all__ = ["DataDirLock", "ServerError", "Servers", "die_with_parent", "write_private"]
 
 DATABASE = "vauchflow"
 OWNER = "postgres"
 POSTGRES_MAJOR = 18
-# The account the servers run as when started by root; `nobody` is shared with other services.
-ACCOUNTS = ("postgres", "nobody")
 # Where binaries and data go when the servers' account cannot reach them (a home under /root).
 REACHABLE_DIR = Path("/var/lib/vauchflow")
 
@@ -46,16 +52,12 @@ REACHABLE_DIR = Path("/var/lib/vauchflow")
 SOCKET_PATH_BYTES_MAX = 103
 # Crash recovery replays at most max_wal_size (4 GB); at 100 MB/s that is 40 s, times three.
 START_TIMEOUT_S = 120.0
-# A fast stop writes one checkpoint: 256 MB of buffers at a slow 20 MB/s.
-STOP_TIMEOUT_S = 15.0
 # A server that was told to go by the death of its parent needs one checkpoint, too.
 LEFTOVER_TIMEOUT_S = 30.0
 # Fast enough for a start of 0.1 s, slow enough not to be seen in top.
 POLL_S = 0.02
 # About a week of a busy server's log; one older file is kept.
 LOG_BYTES_MAX = 10 * 1_048_576
-
-_PR_SET_PDEATHSIG = 1
 
 # For a small machine it shares with the API: 2 cores, a few GB. WAL stays within 4 GB.
 POSTGRES_OPTIONS = {
@@ -96,198 +98,6 @@ VALKEY_OPTIONS = {
     "maxmemory-policy": "noeviction",
     "save": "",
 }
-
-
-class ServerError(Exception):
-    """One plain sentence: an embedded server cannot start, stop or be found."""
-
-
-def die_with_parent(signum: int = signal.SIGTERM, *, parent_pid: int | None = None) -> None:
-    """Have the kernel send this process a signal when the thread that forked it ends.
-
-    Call it first thing in a child. A parent that went in the meantime is noticed; with
-    `parent_pid`, also one that went before the call. Does nothing where the kernel cannot (macOS).
-    """
-    parent = parent_pid or os.getppid()
-    if sys.platform != "linux":
-        return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signum)
-
-
-class Process:
-    """A child that cannot outlive this process, in a session of its own.
-
-    A session of its own keeps a terminal's Ctrl-C from reaching it: who started it decides the
-    order in which things stop.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        command: list[str],
-        *,
-        stop_signal: int = signal.SIGTERM,
-        account: "Account | None" = None,
-        log: IO[bytes] | None = None,
-        environ: dict[str, str] | None = None,
-        cwd: Path | None = None,
-    ) -> None:
-        """Start the command at once. Without a log it writes where this process writes."""
-        assert threading.current_thread() is threading.main_thread()
-        self.name = name
-        self.started_at_s = time.monotonic()
-        self._stop_signal = stop_signal
-        parent = os.getpid()
-        prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-        def tie_to_parent() -> None:
-            if prctl is not None:
-                prctl(_PR_SET_PDEATHSIG, int(stop_signal), 0, 0, 0)
-                if os.getppid() != parent:
-                    os._exit(1)
-
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT if log else None,
-            cwd=cwd or "/",
-            env=environ,
-            start_new_session=True,
-            # After the uid is dropped: the kernel forgets the signal when credentials change.
-            preexec_fn=tie_to_parent,
-            **_dropped(account),
-        )
-
-    @property
-    def pid(self) -> int:
-        """Return the process id."""
-        return self._popen.pid
-
-    def exit_status(self) -> int | None:
-        """Return None while it runs, else its status, negative for a signal. Reaps."""
-        return self._popen.poll()
-
-    def ask_to_stop(self) -> None:
-        """Send the stop signal; harmless when it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            self._popen.send_signal(self._stop_signal)
-
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Ask it to stop, wait, and kill its whole session when it does not. Idempotent."""
-        if self.exit_status() is None:
-            self.ask_to_stop()
-            try:
-                self._popen.wait(timeout_s)
-                return
-            except subprocess.TimeoutExpired:
-                pass
-        self.kill()
-
-    def kill(self) -> None:
-        """Kill it and everything it started that is still in its session's group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(STOP_TIMEOUT_S)
-
-
-class Account(msgspec.Struct, frozen=True):
-    """The unprivileged account the servers run as when we are root."""
-
-    name: str
-    uid: int
-    gid: int
-
-
-def servers_account() -> Account | None:
-    """Return the account to drop to, or None when this process is not root.
-
-    Raises: ServerError when we are root and the machine has neither account.
-    """
-    if os.geteuid() != 0:
-        return None
-    for name in ACCOUNTS:
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
-    raise ServerError(
-        "PostgreSQL refuses to run as root and there is no account "
-        + " or ".join(ACCOUNTS)
-        + " to run it as; start as an ordinary user"
-    )
-
-
-def _owner_of(path: Path) -> Account | None:
-    """Return the ordinary account an earlier start used, when we are root; data keeps its owner."""
-    with contextlib.suppress(FileNotFoundError, KeyError):
-        uid = path.stat().st_uid
-        if os.geteuid() == 0 and uid != 0:
-            entry = pwd.getpwuid(uid)
-            return Account(name=entry.pw_name, uid=uid, gid=entry.pw_gid)
-    return None
-
-
-def _dropped(account: Account | None) -> dict[str, Any]:
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
-
-
-class DataDirLock:
-    """Who holds a data directory: one `up` at a time. The kernel frees it when the holder dies."""
-
-    def __init__(self, data_dir: Path) -> None:
-        """Name the lock; nothing is taken yet."""
-        self._path = data_dir / "lock"
-        self._file: IO[str] | None = None
-
-    def acquire(self, address: str) -> None:
-        """Take the lock and write down who holds it.
-
-        Raises: ServerError naming the holder's pid and address when another has it.
-        """
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._path.open("a+")
-        except OSError as error:
-            raise ServerError(
-                f"the data directory {self._path.parent} cannot be used: "
-                f"{error.strerror}; give another with --data-dir"
-            ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ServerError(
-                f"{self._path.parent} is already in use by {self.holder() or 'a starting process'}"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} at {address}\n")
-        file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Let go. Idempotent."""
-        if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
-            self._file = None
-
-    def holder(self) -> str | None:
-        """Return `process PID at ADDRESS` of who holds it now, None when nobody does."""
-        try:
-            with self._path.open() as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return file.read().strip()
-        except OSError:
-            pass
-        return None
 
 
 class Servers:
@@ -391,7 +201,7 @@ class Servers:
 
     def _prepare(self) -> None:
         self._data_dir.mkdir(parents=True, exist_ok=True)
-        self._account = _owner_of(self._data_dir / f"pg{POSTGRES_MAJOR}") or servers_account()
+        self._account = owner_of(self._data_dir / f"pg{POSTGRES_MAJOR}") or servers_account()
         if self._account is not None and self._data_dir.stat().st_uid == 0:
             # The servers pass through to their own directories and list nothing here.
             os.chown(self._data_dir, 0, self._account.gid)
@@ -436,7 +246,7 @@ class Servers:
             cwd="/",
             timeout=START_TIMEOUT_S,
             env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-            **_dropped(self._account),
+            **dropped(self._account),
         )
         if done.returncode != 0:
             raise ServerError(
@@ -551,18 +361,6 @@ class Servers:
                     + self._last_log_lines(process.name)
                 )
             time.sleep(POLL_S)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, readable by its owner only."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
 
 
 def _digest(data_dir: Path) -> str:

@@ -1,0 +1,74 @@
+"""A data directory: who holds it, and files in it that only their owner may read."""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from core.processes import ServerError
+
+
+class DataDirLock:
+    """Who holds a data directory: one `up` at a time. The kernel frees it when the holder dies."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Name the lock; nothing is taken yet."""
+        self._path = data_dir / "lock"
+        self._file: IO[str] | None = None
+
+    def acquire(self, address: str) -> None:
+        """Take the lock and write down who holds it.
+
+        Raises: ServerError naming the holder's pid and address when another has it.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a+")
+        except OSError as error:
+            raise ServerError(
+                f"the data directory {self._path.parent} cannot be used: "
+                f"{error.strerror}; give another with --data-dir"
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ServerError(
+                f"{self._path.parent} is already in use by {self.holder() or 'a starting process'}"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} at {address}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Let go. Idempotent."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    def holder(self) -> str | None:
+        """Return `process PID at ADDRESS` of who holds it now, None when nobody does."""
+        try:
+            with self._path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read().strip()
+        except OSError:
+            pass
+        return None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, readable by its owner only."""
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
