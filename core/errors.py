@@ -1,0 +1,213 @@
+"""What can go wrong, by one code each, forever.
+
+An expected refusal is a *value* (`Refusal`), a broken request or a broken machine is an *exception*
+(`Fault`), broken code is an assertion. This module knows no HTTP: `api/errors.py` is the only map
+to a status. `docs/errors.md` is generated from the sentences below.
+"""
+
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+# A client that waits this long, in seconds, finds a full queue drained and a respawned server up
+# in most cases; the HTTP door adds jitter.
+RETRY_AFTER_S: Final = 1
+
+
+CODES: Final[dict[str, str]] = {}
+"""Every code there is and its public sentence."""
+
+
+def _register(sentences: list[tuple[str, str]]) -> frozenset[str]:
+    for code, sentence in sentences:
+        if code in CODES:
+            raise ValueError(f"the code {code!r} has two meanings")
+        CODES[code] = sentence
+    return frozenset(code for code, _ in sentences)
+
+
+REFUSALS: Final = _register(
+    [
+        ("limit_reached", "The voucher or its campaign has no redemption left."),
+        ("customer_limit_reached", "This customer has used the voucher as often as allowed."),
+        ("budget_reached", "The campaign's budget is spent."),
+        ("sold_out", "Every unit of the flash sale is taken; a returned unit reopens it."),
+        ("voucher_inactive", "The voucher is disabled."),
+        ("voucher_expired", "The voucher's last moment has passed."),
+        ("not_started", "The voucher, campaign or sale has not begun yet."),
+        ("ended", "The campaign or sale is over."),
+        ("paused", "The campaign or sale is paused by its owner."),
+        ("not_eligible", "A rule excludes this customer or order; `because` names it."),
+        ("order_value_too_low", "The order is worth less than the voucher asks for."),
+        ("currency_mismatch", "The order's currency is not the project's."),
+        ("insufficient_balance", "The gift card holds less than was asked for."),
+        ("already_rolled_back", "The redemption was rolled back before."),
+        ("self_referral", "A customer cannot refer themselves."),
+        ("already_attributed", "This customer was referred before."),
+        ("rollback_window_passed", "The redemption is too old to be rolled back."),
+        ("hold_expired", "The hold ran out before it was confirmed."),
+        ("not_combinable", "One of these codes does not combine with the others."),
+        ("not_settled_yet", "The redemption is on its way into the ledger; ask again shortly."),
+        ("blocked", "This customer or code is blocked."),
+        ("sale_live", "The sale is armed or open: its terms are frozen until it ends."),
+        ("sale_over", "The sale is closed for good; make another one."),
+        ("sale_not_open", "The sale is not open, so that cannot be done with it."),
+        ("voucher_in_sale", "A flash sale holds this voucher; end the sale first."),
+        ("cannot_arm", "Redis is not set up to keep a fast sale's promise; the reason is named."),
+    ]
+)
+"""Plain answers to a well-formed request that cannot be granted."""
+
+FAULTS: Final = _register(
+    [
+        ("invalid", "The request is malformed; `field` names the part and `detail` the mend."),
+        ("missing_key", "The request carries no API key."),
+        ("malformed_key", "The API key has a typing error: its checksum does not fit."),
+        ("invalid_key", "The API key is unknown or revoked."),
+        ("forbidden", "This kind of key may not do that."),
+        ("not_found", "There is no such object in this project."),
+        ("method_not_allowed", "The address exists, but not for this method."),
+        ("already_exists", "An object with this code or name is there already."),
+        ("request_in_flight", "Another request with this Idempotency-Key is still running."),
+        ("idempotency_mismatch", "The Idempotency-Key was used with another request before."),
+        ("payload_too_large", "The body is larger than this address takes."),
+        ("unsupported_media_type", "The body is not JSON."),
+        ("overloaded", "The queue is full. Nothing was applied; ask again shortly."),
+        ("unavailable", "A server behind this one is away. Nothing was applied; ask again."),
+        ("outcome_unknown", "It may have been applied; ask again with the same Idempotency-Key."),
+        ("internal", "Something broke here. The request id finds it in the logs."),
+    ]
+)
+"""Broken requests and broken machines."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A plain no, returned as a value.
+
+    `because` holds the facts, `extra` more members of the answer (such as the redemption a
+    customer already has).
+    """
+
+    code: str
+    detail: str
+    because: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        """Hold the code against the registry: a made-up one is a bug."""
+        assert self.code in REFUSALS, self.code
+
+
+class Fault(Exception):  # noqa: N818 - the documents call it a fault
+    """A request that cannot be served as it stands. Never raised as itself."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        because: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """Say in `detail` what is wrong and how to mend it, in one sentence for the caller."""
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.because = because
+        self.extra = extra or {}
+
+
+class Invalid(Fault):
+    """The request is malformed. `field` is a path such as `rules.discount_value`."""
+
+    code = "invalid"
+
+
+class Unauthenticated(Fault):
+    """No usable key. Unknown and revoked keys are told apart by nobody."""
+
+    def __init__(self, detail: str, *, code: str) -> None:
+        """Take one of missing_key, malformed_key, invalid_key."""
+        assert code in ("missing_key", "malformed_key", "invalid_key"), code
+        super().__init__(detail)
+        self.code = code  # type: ignore[misc]
+
+
+class Forbidden(Fault):
+    """The key is good and may not do this."""
+
+    code = "forbidden"
+
+
+class NotFound(Fault):
+    """No such object in this project; another project's object is the same answer."""
+
+    code = "not_found"
+
+
+class AlreadyExists(Fault):
+    """A name that must be unique is taken."""
+
+    code = "already_exists"
+
+
+class IdempotencyMismatch(Fault):
+    """An idempotency key came back with another request."""
+
+    code = "idempotency_mismatch"
+
+    def __init__(self, detail: str = CODES["idempotency_mismatch"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)
+
+
+class RequestInFlight(Fault):
+    """An idempotency key is being worked on by another request: ask again shortly."""
+
+    code = "request_in_flight"
+
+    def __init__(self, detail: str = CODES["request_in_flight"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)
+        self.retry_after_s = RETRY_AFTER_S
+
+
+class PayloadTooLarge(Fault):
+    """The body has too many bytes; reading stopped there."""
+
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(Fault):
+    """The body says it is something other than JSON."""
+
+    code = "unsupported_media_type"
+
+
+class Unavailable(Fault):
+    """Nothing was applied and nothing will be: the caller may freely ask again."""
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        code: str = "unavailable",
+        retry_after_s: int = RETRY_AFTER_S,
+    ) -> None:
+        """Take `overloaded` (a queue here is full) or `unavailable` (a server is away)."""
+        assert code in ("overloaded", "unavailable"), code
+        super().__init__(detail or CODES[code])
+        self.code = code  # type: ignore[misc]
+        self.retry_after_s = retry_after_s
+
+
+class OutcomeUnknown(Fault):
+    """It may have been applied. Asking again with the same idempotency key finds out."""
+
+    code = "outcome_unknown"
+
+    def __init__(self, detail: str = CODES["outcome_unknown"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)

@@ -1,0 +1,67 @@
+"""Public ids: a type's prefix and a time-ordered 128-bit value, like `vch_01HX5A…`.
+
+Inside the system an id is a `uuid.UUID`; the text exists only at the doors.
+"""
+
+from typing import Final, Literal
+from uuid import UUID
+
+import uuid_utils.compat
+
+Prefix = Literal[
+    "vch", "cmp", "rdm", "gft", "gfe", "rfp", "rfc", "rfa",
+    "fls", "cus", "seg", "key", "whk", "evt", "prj", "acc",
+]  # fmt: skip
+
+# Crockford's base 32: no I, L, O, U.
+ALPHABET: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+# 128 bits in steps of 5; the first character holds the 3 that are left over.
+TEXT_LENGTH: Final = 26
+ID_LENGTH: Final = 4 + TEXT_LENGTH
+
+# Three characters at a time: 15 bits, 32,768 strings, about 2 MB a process, four times as fast
+# as one character at a time.
+_TRIPLES: Final = [a + b + c for a in ALPHABET for b in ALPHABET for c in ALPHABET]
+_PAIRS: Final = [a + b for a in ALPHABET for b in ALPHABET]
+# int(text, 32) knows the digits 0-9 A-V; Crockford's letters are moved there.
+_TO_BASE_32: Final = str.maketrans(ALPHABET, "0123456789ABCDEFGHIJKLMNOPQRSTUV")
+_ALLOWED: Final = frozenset(ALPHABET)
+
+
+def new() -> UUID:
+    """Return a fresh UUIDv7: ids made later sort later, to the millisecond."""
+    return uuid_utils.compat.uuid7()
+
+
+def format_id(prefix: Prefix, value: UUID) -> str:
+    """Write an id as its public text, upper-case. Cost: under 2 µs."""
+    number = value.int
+    # Small integers are cheap to shift: 26 characters as 11 + 15, then in threes.
+    head = number >> 75
+    tail = number & 0x7FF_FFFF_FFFF_FFFF_FFFF
+    middle = tail >> 45
+    low = tail & 0x1FFF_FFFF_FFFF
+    t = _TRIPLES
+    return (
+        f"{prefix}_{_PAIRS[head >> 45]}{t[head >> 30 & 32767]}"
+        f"{t[head >> 15 & 32767]}{t[head & 32767]}"
+        f"{t[middle >> 15]}{t[middle & 32767]}"
+        f"{t[low >> 30]}{t[low >> 15 & 32767]}{t[low & 32767]}"
+    )
+
+
+def parse_id(prefix: Prefix, text: str) -> UUID | None:
+    """Read a public id; case does not matter.
+
+    Returns None for anything else (another prefix, length or letter, more than 128 bits), so that
+    a caller answers as for an object that is not there.
+    """
+    if len(text) != ID_LENGTH or not text.isascii():
+        return None
+    text = text.upper()
+    if text[:4] != f"{prefix.upper()}_" or text[4] > "7":
+        return None
+    digits = text[4:]
+    if not _ALLOWED.issuperset(digits):
+        return None
+    return UUID(int=int(digits.translate(_TO_BASE_32), 32))

@@ -1,0 +1,1 @@
+"""The rule book: pure functions. No clock, no I/O, no floats."""
