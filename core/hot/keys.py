@@ -1,0 +1,20 @@
+"""The names of the Redis keys. All keys of one lease or voucher share a hash tag, so one slot."""
+
+from __future__ import annotations
+
+
+def of_lease(lease_id: str) -> tuple[str, str, str, str]:
+    """State, idempotency records, customers, stream."""
+    tag = f"vf:{{{lease_id}}}"
+    return (f"{tag}:s", f"{tag}:k", f"{tag}:c", f"{tag}:x")
+
+
+def of_crowd(voucher_id: str) -> tuple[str, str, str, str]:
+    """Facts, idempotency records, customers, freshness."""
+    tag = f"vf:{{{voucher_id}}}"
+    return (f"{tag}:f", f"{tag}:fk", f"{tag}:fc", f"{tag}:ft")
+
+
+def record(fingerprint: str, seq: int, at_ms: int, remaining: int, payload: bytes) -> bytes:
+    """One idempotency record, in the form claim.lua writes and both scripts read."""
+    return f"{fingerprint}|{seq}|{at_ms}|{remaining}|".encode() + payload
