@@ -1,0 +1,949 @@
+-- The schema as a reader wants it. Production gets here by core/db/migrations; a test proves both equal.
+-- Money is bigint minor units, rates are basis points, instants are timestamptz, ids are uuid.
+-- Every tenant table has project_id, RLS enabled and forced, and two policies: the project named by
+-- app.project_id for vf_app, everything for vf_worker (reconciler, worker, verify: they act for all projects).
+
+CREATE SCHEMA vf AUTHORIZATION vf_owner;
+GRANT USAGE ON SCHEMA vf TO vf_app, vf_worker, vf_definer;
+
+-- ---------------------------------------------------------------------------------------------
+-- Who: accounts, users, projects, keys
+
+CREATE TABLE vf.accounts (
+    id          uuid PRIMARY KEY,
+    name        text NOT NULL,
+    plan        text NOT NULL DEFAULT 'free'
+                CHECK (plan IN ('free', 'starter', 'growth', 'scale', 'enterprise')),
+    created_at  timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE vf.users (
+    id             uuid PRIMARY KEY,
+    account_id     uuid NOT NULL REFERENCES vf.accounts (id),
+    email          text NOT NULL CHECK (email = lower(email)),
+    password_hash  text NOT NULL,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT users_email_key UNIQUE (email)
+);
+
+-- The tenant: one client of an agency, one currency.
+CREATE TABLE vf.projects (
+    id          uuid PRIMARY KEY,
+    account_id  uuid NOT NULL REFERENCES vf.accounts (id),
+    name        text NOT NULL,
+    currency    text NOT NULL DEFAULT 'EUR' CHECK (currency ~ '^[A-Z]{3}\Z'),
+    time_zone   text NOT NULL DEFAULT 'UTC',
+    created_at  timestamptz NOT NULL DEFAULT now()
+);
+
+-- Only an HMAC of a key is kept; `hint` is what may be shown of it ("vf_sk_…a1b2").
+CREATE TABLE vf.api_keys (
+    project_id  uuid NOT NULL REFERENCES vf.projects (id),
+    id          uuid NOT NULL,
+    kind        text NOT NULL CHECK (kind IN ('SECRET', 'PUBLISHABLE')),
+    name        text,
+    digest      bytea NOT NULL CHECK (length(digest) = 32),
+    hint        text NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    revoked_at  timestamptz,
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT api_keys_digest_key UNIQUE (digest)
+);
+CREATE INDEX api_keys_revoked ON vf.api_keys (revoked_at) WHERE revoked_at IS NOT NULL;
+
+-- Append-only: vf_app may insert and read, never change.
+CREATE TABLE vf.audit_log (
+    project_id  uuid NOT NULL REFERENCES vf.projects (id),
+    id          uuid NOT NULL,
+    actor       text NOT NULL,
+    action      text NOT NULL,
+    target      text NOT NULL,
+    detail      jsonb NOT NULL DEFAULT '{}',
+    request_id  text,
+    at          timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (project_id, id)
+);
+
+-- The answer to a write, kept so that a retry gets it again. Redemptions are their own record and are not here.
+CREATE TABLE vf.idempotency_keys (
+    project_id   uuid NOT NULL REFERENCES vf.projects (id),
+    key          text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
+    fingerprint  bytea NOT NULL,
+    status       integer NOT NULL,
+    body         bytea NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (project_id, key)
+);
+CREATE INDEX idempotency_keys_age ON vf.idempotency_keys (created_at);
+
+-- Written in the transaction of the change it reports; `count` is how many redemptions one row speaks for.
+CREATE TABLE vf.outbox (
+    project_id  uuid NOT NULL,
+    id          uuid NOT NULL DEFAULT uuidv7(),
+    event       text NOT NULL,
+    subject     uuid NOT NULL,
+    data        jsonb NOT NULL DEFAULT '{}',
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id)
+);
+
+-- ---------------------------------------------------------------------------------------------
+-- What: campaigns and vouchers
+
+CREATE TABLE vf.campaigns (
+    project_id          uuid NOT NULL REFERENCES vf.projects (id),
+    id                  uuid NOT NULL,
+    name                text NOT NULL,
+    type                text NOT NULL DEFAULT 'DISCOUNT' CHECK (type = 'DISCOUNT'),
+    status              text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'paused', 'ended')),
+    discount_type       text CHECK (discount_type IN ('PERCENT', 'AMOUNT')),
+    discount_bp         integer CHECK (discount_bp BETWEEN 1 AND 10000),
+    discount_minor      bigint CHECK (discount_minor > 0),
+    min_order_minor     bigint CHECK (min_order_minor >= 0),
+    max_redemptions     bigint CHECK (max_redemptions > 0),
+    per_customer_limit  bigint CHECK (per_customer_limit > 0),
+    starts_at           timestamptz,
+    expires_at          timestamptz,
+    metadata            jsonb NOT NULL DEFAULT '{}',
+    direct_count        bigint NOT NULL DEFAULT 0 CHECK (direct_count >= 0),
+    leased_count        bigint NOT NULL DEFAULT 0 CHECK (leased_count >= 0),
+    terms_version       bigint NOT NULL DEFAULT 1,
+    created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT campaigns_never_over CHECK (direct_count + leased_count <= max_redemptions),
+    CONSTRAINT campaigns_window CHECK (starts_at < expires_at)
+) WITH (fillfactor = 50);
+
+-- direct_count: live redemptions decided here. leased_count: units out at Redis or won there and live.
+-- next_number only ever rises: a direct redemption's number is its seq.
+-- authority 'flash' while a fast sale's lease is out: then SQL redeems nothing.
+-- flash_sale_id: the strict sale that is armed or open on it. sale_only: made by a sale, sells only inside one.
+-- terms_version: raised by every change of what a price was computed from. crowd_version: raised whenever a unit
+-- may have come back, so that a "sold out" told to Redis under an older version is void.
+CREATE TABLE vf.vouchers (
+    project_id          uuid NOT NULL REFERENCES vf.projects (id),
+    id                  uuid NOT NULL,
+    code                text NOT NULL,
+    code_norm           text NOT NULL,
+    campaign_id         uuid,
+    status              text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
+    discount_type       text CHECK (discount_type IN ('PERCENT', 'AMOUNT')),
+    discount_bp         integer CHECK (discount_bp BETWEEN 1 AND 10000),
+    discount_minor      bigint CHECK (discount_minor > 0),
+    min_order_minor     bigint CHECK (min_order_minor >= 0),
+    max_redemptions     bigint CHECK (max_redemptions > 0),
+    per_customer_limit  bigint CHECK (per_customer_limit > 0),
+    starts_at           timestamptz,
+    expires_at          timestamptz,
+    metadata            jsonb NOT NULL DEFAULT '{}',
+    direct_count        bigint NOT NULL DEFAULT 0 CHECK (direct_count >= 0),
+    leased_count        bigint NOT NULL DEFAULT 0 CHECK (leased_count >= 0),
+    next_number         bigint NOT NULL DEFAULT 1 CHECK (next_number > 0),
+    authority           text NOT NULL DEFAULT 'pg' CHECK (authority IN ('pg', 'flash')),
+    flash_sale_id       uuid,
+    sale_only           boolean NOT NULL DEFAULT false,
+    terms_version       bigint NOT NULL DEFAULT 1,
+    crowd_version       bigint NOT NULL DEFAULT 1,
+    created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT vouchers_code_key UNIQUE (project_id, code_norm),
+    CONSTRAINT vouchers_campaign FOREIGN KEY (project_id, campaign_id)
+        REFERENCES vf.campaigns (project_id, id),
+    CONSTRAINT vouchers_never_over CHECK (direct_count + leased_count <= max_redemptions),
+    CONSTRAINT vouchers_window CHECK (starts_at < expires_at),
+    CONSTRAINT vouchers_discount CHECK (campaign_id IS NOT NULL OR discount_type IS NOT NULL)
+) WITH (fillfactor = 50);
+CREATE INDEX vouchers_campaign_list ON vf.vouchers (project_id, campaign_id, id) WHERE campaign_id IS NOT NULL;
+
+-- How many live redemptions a customer has of a voucher or a campaign (scope_id), where that is limited.
+-- The first index column varies, so that no plan ever walks a hot scope.
+CREATE TABLE vf.customer_counts (
+    project_id          uuid NOT NULL REFERENCES vf.projects (id),
+    scope_id            uuid NOT NULL,
+    customer_id         text NOT NULL,
+    live_count          bigint NOT NULL CHECK (live_count >= 0),
+    limit_max           bigint NOT NULL,
+    last_redemption_id  uuid NOT NULL,
+    PRIMARY KEY (customer_id, scope_id, project_id),
+    CONSTRAINT customer_counts_never_over CHECK (live_count <= limit_max)
+) WITH (fillfactor = 80);
+
+-- ---------------------------------------------------------------------------------------------
+-- Flash sales, leases
+
+-- sold_count: live wins of a strict sale. leased_count: a fast sale's units out at Redis or won there and live.
+-- status is what was decided by hand or by the clock's keeper; the API also derives scheduled, sold_out and closed from
+-- the window and the counts. seq_base: sale-wide numbers start above it.
+CREATE TABLE vf.flash_sales (
+    project_id          uuid NOT NULL REFERENCES vf.projects (id),
+    id                  uuid NOT NULL,
+    voucher_id          uuid NOT NULL,
+    name                text NOT NULL,
+    durability          text NOT NULL DEFAULT 'fast' CHECK (durability IN ('fast', 'strict')),
+    status              text NOT NULL DEFAULT 'scheduled'
+                        CHECK (status IN ('scheduled', 'open', 'paused', 'closed', 'settled', 'fenced')),
+    stock               bigint NOT NULL CHECK (stock BETWEEN 1 AND 1000000000),
+    sold_count          bigint NOT NULL DEFAULT 0 CHECK (sold_count >= 0),
+    leased_count        bigint NOT NULL DEFAULT 0 CHECK (leased_count >= 0),
+    burned_count        bigint NOT NULL DEFAULT 0 CHECK (burned_count >= 0),
+    seq_base            bigint NOT NULL DEFAULT 0,
+    starts_at           timestamptz,
+    ends_at             timestamptz,
+    opened_at           timestamptz,
+    closed_at           timestamptz,
+    created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT flash_sales_voucher FOREIGN KEY (project_id, voucher_id)
+        REFERENCES vf.vouchers (project_id, id),
+    CONSTRAINT flash_sales_never_over CHECK (sold_count + leased_count <= stock),
+    CONSTRAINT flash_sales_window CHECK (starts_at < ends_at)
+) WITH (fillfactor = 50);
+CREATE UNIQUE INDEX flash_sales_one_live ON vf.flash_sales (project_id, voucher_id)
+    WHERE status IN ('scheduled', 'open', 'paused', 'closed', 'fenced');
+CREATE INDEX flash_sales_live ON vf.flash_sales (status) WHERE status NOT IN ('settled');
+
+-- Units moved from a voucher to Redis for one arming. open_to never rises after the lease is settled: it is what
+-- PostgreSQL still accepts. tag is the first 8 bytes of every redemption id of the lease.
+CREATE TABLE vf.leases (
+    project_id   uuid NOT NULL,
+    id           uuid NOT NULL,
+    tag          bigint NOT NULL,
+    sale_id      uuid NOT NULL,
+    voucher_id   uuid NOT NULL,
+    campaign_id  uuid,
+    state        text NOT NULL DEFAULT 'arming'
+                 CHECK (state IN ('arming', 'open', 'draining', 'fenced', 'settled')),
+    size         bigint NOT NULL CHECK (size > 0),
+    open_to      bigint NOT NULL CHECK (open_to BETWEEN 0 AND size),
+    backlog_max  bigint NOT NULL CHECK (backlog_max > 0),
+    seq_base     bigint NOT NULL,
+    run_id       text NOT NULL,
+    pg_lineage   text NOT NULL,
+    returned     bigint NOT NULL DEFAULT 0 CHECK (returned >= 0),
+    burned       bigint NOT NULL DEFAULT 0 CHECK (burned >= 0),
+    fence_reason text,
+    armed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    settled_at   timestamptz,
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT leases_id_key UNIQUE (id),
+    CONSTRAINT leases_tag_key UNIQUE (tag),
+    CONSTRAINT leases_sale FOREIGN KEY (project_id, sale_id) REFERENCES vf.flash_sales (project_id, id),
+    CONSTRAINT leases_voucher FOREIGN KEY (project_id, voucher_id) REFERENCES vf.vouchers (project_id, id)
+);
+CREATE UNIQUE INDEX leases_one_open ON vf.leases (project_id, voucher_id) WHERE state <> 'settled';
+
+-- Append-only: every size the lease was allowed to grow to.
+CREATE TABLE vf.lease_grants (
+    project_id  uuid NOT NULL,
+    lease_id    uuid NOT NULL,
+    size        bigint NOT NULL CHECK (size > 0),
+    granted_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (lease_id, size, project_id),
+    CONSTRAINT lease_grants_lease FOREIGN KEY (project_id, lease_id) REFERENCES vf.leases (project_id, id)
+);
+
+-- How far the stream of a lease is in the ledger. last_id moves only by compare-and-set, in the transaction of the
+-- rows it speaks for. read = inserted + replayed + same_key + quarantined, always.
+CREATE TABLE vf.lease_progress (
+    project_id         uuid NOT NULL,
+    lease_id           uuid NOT NULL,
+    last_id            text NOT NULL DEFAULT '0-0',
+    accounted          bigint NOT NULL DEFAULT 0,
+    read_count         bigint NOT NULL DEFAULT 0,
+    inserted_count     bigint NOT NULL DEFAULT 0,
+    replayed_count     bigint NOT NULL DEFAULT 0,
+    same_key_count     bigint NOT NULL DEFAULT 0,
+    quarantined_count  bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (lease_id, project_id),
+    CONSTRAINT lease_progress_lease FOREIGN KEY (project_id, lease_id) REFERENCES vf.leases (project_id, id),
+    CONSTRAINT lease_progress_sum
+        CHECK (read_count = inserted_count + replayed_count + same_key_count + quarantined_count)
+) WITH (fillfactor = 50);
+
+CREATE TABLE vf.quarantine (
+    project_id  uuid NOT NULL,
+    id          uuid NOT NULL DEFAULT uuidv7(),
+    lease_id    uuid NOT NULL,
+    seq         bigint NOT NULL,
+    reason      text NOT NULL,
+    entry       jsonb NOT NULL,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT quarantine_lease FOREIGN KEY (project_id, lease_id) REFERENCES vf.leases (project_id, id)
+);
+
+-- ---------------------------------------------------------------------------------------------
+-- The ledger
+
+-- One row a redemption, direct or won. A win draws from its lease; a direct redemption draws from its voucher, whose
+-- id then stands in lease_id and whose number is seq, so that one key, PRIMARY KEY (lease_id, seq), makes a
+-- double sale impossible to write down in every mode.
+-- The list indexes carry a predicate that is always true and that only list statements repeat: no plan of a hot
+-- statement can choose them, however stale the statistics of a hot voucher are.
+CREATE TABLE vf.redemptions (
+    project_id         uuid NOT NULL,
+    lease_id           uuid NOT NULL,
+    seq                bigint NOT NULL CHECK (seq > 0),
+    granted_size       bigint,
+    id                 uuid NOT NULL,
+    voucher_id         uuid NOT NULL,
+    campaign_id        uuid,
+    sale_id            uuid,
+    sale_seq           bigint,
+    idempotency_key    text NOT NULL,
+    fingerprint        bytea NOT NULL,
+    customer_id        text,
+    order_id           text,
+    order_value_minor  bigint NOT NULL CHECK (order_value_minor >= 0),
+    discount_minor     bigint NOT NULL CHECK (discount_minor >= 0),
+    remaining          bigint,
+    metadata           jsonb,
+    status             text NOT NULL DEFAULT 'redeemed' CHECK (status IN ('redeemed', 'rolled_back')),
+    redeemed_at        timestamptz NOT NULL,
+    rolled_back_at     timestamptz,
+    rollback_reason    text,
+    PRIMARY KEY (lease_id, seq),
+    CONSTRAINT redemptions_key UNIQUE (idempotency_key, voucher_id, project_id),
+    CONSTRAINT redemptions_voucher FOREIGN KEY (project_id, voucher_id)
+        REFERENCES vf.vouchers (project_id, id),
+    CONSTRAINT redemptions_grant FOREIGN KEY (lease_id, granted_size, project_id)
+        REFERENCES vf.lease_grants (lease_id, size, project_id),
+    CONSTRAINT redemptions_within_grant CHECK (seq <= granted_size),
+    CONSTRAINT redemptions_source CHECK ((granted_size IS NULL) = (lease_id = voucher_id)),
+    CONSTRAINT redemptions_rolled_back CHECK ((status = 'rolled_back') = (rolled_back_at IS NOT NULL))
+);
+CREATE UNIQUE INDEX redemptions_id ON vf.redemptions (project_id, id) WHERE redeemed_at IS NOT NULL;
+CREATE INDEX redemptions_of_voucher ON vf.redemptions (voucher_id, id) WHERE redeemed_at IS NOT NULL;
+CREATE INDEX redemptions_of_customer ON vf.redemptions (customer_id, project_id, id)
+    WHERE customer_id IS NOT NULL AND redeemed_at IS NOT NULL;
+CREATE INDEX redemptions_of_campaign ON vf.redemptions (campaign_id, id)
+    WHERE campaign_id IS NOT NULL AND redeemed_at IS NOT NULL;
+CREATE INDEX redemptions_of_order ON vf.redemptions (order_id, project_id, id)
+    WHERE order_id IS NOT NULL AND redeemed_at IS NOT NULL;
+
+-- ---------------------------------------------------------------------------------------------
+-- Processes (no tenant's data)
+
+-- API workers that are alive: `open` waits for each of them to serve the sale.
+CREATE UNLOGGED TABLE vf.api_workers (
+    id         text PRIMARY KEY,
+    node_id    text NOT NULL,
+    beat_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Workers registered for a lease: written before the first claim they send. A seal says "this worker answers no win
+-- of this lease from Redis run sealed_run_id until PostgreSQL has decided, and the highest it answered is mark".
+CREATE TABLE vf.lease_workers (
+    lease_id       uuid NOT NULL,
+    worker_id      text NOT NULL,
+    node_id        text NOT NULL,
+    serving_size   bigint NOT NULL DEFAULT 0,
+    sealed_run_id  text,
+    mark           bigint,
+    seen_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (lease_id, worker_id)
+);
+
+-- ---------------------------------------------------------------------------------------------
+-- The wall between projects
+
+DO $$
+DECLARE
+    t regclass;
+BEGIN
+    FOR t IN
+        SELECT a.attrelid::regclass FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+         WHERE c.relnamespace = 'vf'::regnamespace AND c.relkind = 'r' AND a.attname = 'project_id'
+    LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', t);
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', t);
+        EXECUTE format(
+            'CREATE POLICY of_project ON %s TO vf_app '
+            'USING (project_id = (SELECT nullif(current_setting(''app.project_id'', true), '''')::uuid)) '
+            'WITH CHECK (project_id = (SELECT nullif(current_setting(''app.project_id'', true), '''')::uuid))', t);
+        EXECUTE format('CREATE POLICY of_operator ON %s TO vf_worker USING (true) WITH CHECK (true)', t);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON %s TO vf_app, vf_worker', t);
+    END LOOP;
+END $$;
+
+ALTER TABLE vf.projects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE vf.projects FORCE ROW LEVEL SECURITY;
+CREATE POLICY of_project ON vf.projects TO vf_app
+    USING (id = (SELECT nullif(current_setting('app.project_id', true), '')::uuid))
+    WITH CHECK (id = (SELECT nullif(current_setting('app.project_id', true), '')::uuid));
+CREATE POLICY of_operator ON vf.projects TO vf_worker USING (true) WITH CHECK (true);
+GRANT SELECT ON vf.projects TO vf_app;
+GRANT SELECT, INSERT, UPDATE ON vf.projects, vf.accounts, vf.users TO vf_worker;
+
+REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine FROM vf_app, vf_worker;
+GRANT DELETE ON vf.idempotency_keys TO vf_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON vf.api_workers, vf.lease_workers TO vf_app, vf_worker;
+
+-- Functions that must look across projects are owned by vf_definer, which sees these tables and no others.
+CREATE POLICY of_definer ON vf.api_keys TO vf_definer USING (true);
+CREATE POLICY of_definer ON vf.projects TO vf_definer USING (true);
+CREATE POLICY of_definer ON vf.leases TO vf_definer USING (true);
+CREATE POLICY of_definer ON vf.vouchers TO vf_definer USING (true);
+CREATE POLICY of_definer ON vf.flash_sales TO vf_definer USING (true);
+GRANT SELECT ON vf.api_keys, vf.projects, vf.leases, vf.vouchers, vf.flash_sales TO vf_definer;
+
+-- ---------------------------------------------------------------------------------------------
+-- Looking across projects
+
+-- Who presents the key with this digest; no row for an unknown or revoked one.
+CREATE FUNCTION vf.authenticate(p_digest bytea)
+RETURNS TABLE (key_id uuid, project_id uuid, account_id uuid, kind text, currency text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT k.id, k.project_id, p.account_id, k.kind, p.currency
+      FROM vf.api_keys k JOIN vf.projects p ON p.id = k.project_id
+     WHERE k.digest = p_digest AND k.revoked_at IS NULL
+$$;
+
+-- Digests revoked since an instant, for the caches of keys.
+CREATE FUNCTION vf.revoked_since(p_since timestamptz)
+RETURNS TABLE (digest bytea, revoked_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT k.digest, k.revoked_at FROM vf.api_keys k WHERE k.revoked_at >= p_since
+$$;
+
+-- Every lease that is out, for the workers that serve claims.
+CREATE FUNCTION vf.live_leases()
+RETURNS TABLE (project_id uuid, sale_id uuid, voucher_id uuid, lease_id uuid, tag bigint, state text,
+               size bigint, seq_base bigint, run_id text, code_norm text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT l.project_id, l.sale_id, l.voucher_id, l.id, l.tag, l.state, l.size, l.seq_base, l.run_id, v.code_norm
+      FROM vf.leases l JOIN vf.vouchers v ON v.project_id = l.project_id AND v.id = l.voucher_id
+     WHERE l.state <> 'settled'
+$$;
+
+GRANT CREATE ON SCHEMA vf TO vf_definer;
+ALTER FUNCTION vf.authenticate(bytea) OWNER TO vf_definer;
+ALTER FUNCTION vf.revoked_since(timestamptz) OWNER TO vf_definer;
+ALTER FUNCTION vf.live_leases() OWNER TO vf_definer;
+REVOKE CREATE ON SCHEMA vf FROM vf_definer;
+
+-- The history this database continues: changes when it is restored elsewhere or promoted.
+CREATE FUNCTION vf.lineage() RETURNS text LANGUAGE sql STABLE
+AS $$ SELECT s.system_identifier::text || '/' || c.timeline_id::text FROM pg_control_system() s, pg_control_checkpoint() c $$;
+
+-- ---------------------------------------------------------------------------------------------
+-- Redeeming: one voucher, many requests, one commit
+
+-- Answers each request of an array: redeemed, replayed, mismatch, a refusal, or rerouted / repriced (nothing was
+-- decided: the caller priced with other terms, or a fast sale holds the voucher). Keys and customers are distinct
+-- within the array. Locks in the order campaign, voucher, sale, customers (by customer_id).
+-- The planner settings are pinned because a hot voucher's statistics are always stale.
+CREATE FUNCTION vf.redeem_many(
+    p_project uuid, p_voucher uuid, p_version bigint, p_campaign uuid, p_campaign_version bigint, p_sale uuid,
+    p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
+    p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[])
+RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
+               order_value_minor bigint, discount_minor bigint, existing uuid)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v vf.vouchers;
+    c vf.campaigns;
+    s vf.flash_sales;
+    v_at timestamptz;
+    v_verdict text;
+    v_rest bigint;
+    v_over text := 'limit_reached';
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    IF p_campaign IS NOT NULL THEN
+        SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaign FOR UPDATE;
+    END IF;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = p_voucher FOR UPDATE;
+    IF p_sale IS NOT NULL THEN
+        SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR UPDATE;
+        v_over := 'sold_out';
+    END IF;
+    v_at := clock_timestamp();
+    v_verdict := CASE
+        WHEN v.id IS NULL THEN 'not_found'
+        WHEN v.authority <> 'pg' THEN 'rerouted'
+        WHEN v.terms_version <> p_version OR v.campaign_id IS DISTINCT FROM p_campaign
+          OR c.terms_version <> p_campaign_version OR v.flash_sale_id IS DISTINCT FROM p_sale THEN 'repriced'
+        WHEN v.status <> 'active' OR c.status = 'paused' THEN 'voucher_inactive'
+        WHEN c.status = 'ended' THEN 'ended'
+        WHEN s.status = 'paused' THEN 'paused'
+        WHEN s.status = 'closed' OR s.status = 'settled' OR v_at >= s.ends_at THEN 'ended'
+        WHEN v_at < s.starts_at OR v_at < v.starts_at OR v_at < c.starts_at THEN 'not_started'
+        WHEN v_at >= v.expires_at OR v_at >= c.expires_at THEN 'voucher_expired'
+        WHEN v.sale_only AND p_sale IS NULL THEN 'no_sale'
+    END;
+    v_rest := least(v.max_redemptions - v.direct_count - v.leased_count,
+                    c.max_redemptions - c.direct_count - c.leased_count,
+                    s.stock - s.sold_count - s.leased_count);
+    RETURN QUERY
+    WITH req AS MATERIALIZED (
+        SELECT q.* FROM unnest(p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts,
+                               p_order_ids, p_metadata) WITH ORDINALITY
+            AS q (id, key, fingerprint, customer, order_value, discount, order_id, metadata, ord)
+    ), seen AS MATERIALIZED (
+        SELECT q.ord, q.fingerprint = r.fingerprint AS same, r.id, coalesce(r.sale_seq, r.seq) AS seq, r.remaining,
+               r.redeemed_at, r.order_value_minor, r.discount_minor
+          FROM req q CROSS JOIN LATERAL (
+               SELECT k.* FROM vf.redemptions k
+                WHERE k.idempotency_key = q.key AND k.voucher_id = p_voucher AND k.project_id = p_project
+                LIMIT 1) r
+    ), fresh AS MATERIALIZED (
+        SELECT q.*, CASE
+                   WHEN v_verdict IS NOT NULL THEN v_verdict
+                   WHEN q.customer IS NULL AND (v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL)
+                        THEN 'customer_required'
+                   WHEN vc.live_count >= v.per_customer_limit OR cc.live_count >= c.per_customer_limit
+                        THEN 'customer_limit_reached'
+               END AS refusal,
+               CASE WHEN vc.live_count >= v.per_customer_limit THEN vc.last_redemption_id
+                    ELSE cc.last_redemption_id END AS existing
+          FROM req q
+          LEFT JOIN LATERAL (
+               SELECT k.live_count, k.last_redemption_id FROM vf.customer_counts k
+                WHERE k.customer_id = q.customer AND k.scope_id = p_voucher AND k.project_id = p_project
+                  AND v.per_customer_limit IS NOT NULL LIMIT 1) vc ON true
+          LEFT JOIN LATERAL (
+               SELECT k.live_count, k.last_redemption_id FROM vf.customer_counts k
+                WHERE k.customer_id = q.customer AND k.scope_id = p_campaign AND k.project_id = p_project
+                  AND c.per_customer_limit IS NOT NULL LIMIT 1) cc ON true
+         WHERE NOT EXISTS (SELECT 1 FROM seen WHERE seen.ord = q.ord)
+    ), placed AS MATERIALIZED (
+        SELECT f.*, row_number() OVER (PARTITION BY f.refusal IS NULL ORDER BY f.ord) AS place FROM fresh f
+    ), wins AS MATERIALIZED (
+        SELECT p.* FROM placed p WHERE p.refusal IS NULL AND (v_rest IS NULL OR p.place <= v_rest)
+    ), rows AS (
+        INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, campaign_id, sale_id, sale_seq,
+               idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining,
+               metadata, redeemed_at)
+        SELECT p_project, p_voucher, v.next_number + w.place - 1, w.id, p_voucher, p_campaign, p_sale,
+               CASE WHEN p_sale IS NOT NULL THEN v.next_number + w.place - 1 - s.seq_base END,
+               w.key, w.fingerprint, w.customer, w.order_id, w.order_value, w.discount, v_rest - w.place,
+               w.metadata::jsonb, v_at
+          FROM wins w ORDER BY w.place
+    ), counts AS (
+        INSERT INTO vf.customer_counts AS k (project_id, scope_id, customer_id, live_count, limit_max, last_redemption_id)
+        SELECT p_project, x.scope, w.customer, 1, x.limit_max, w.id
+          FROM wins w CROSS JOIN (VALUES (p_voucher, v.per_customer_limit), (p_campaign, c.per_customer_limit))
+               AS x (scope, limit_max)
+         WHERE x.limit_max IS NOT NULL ORDER BY w.customer, x.scope
+            ON CONFLICT (customer_id, scope_id, project_id) DO UPDATE
+               SET live_count = k.live_count + 1, limit_max = excluded.limit_max,
+                   last_redemption_id = excluded.last_redemption_id
+    ), total AS MATERIALIZED (
+        SELECT count(*) AS n FROM wins
+    ), voucher AS (
+        UPDATE vf.vouchers k SET direct_count = k.direct_count + t.n, next_number = k.next_number + t.n
+          FROM total t WHERE k.project_id = p_project AND k.id = p_voucher AND t.n > 0
+    ), campaign AS (
+        UPDATE vf.campaigns k SET direct_count = k.direct_count + t.n
+          FROM total t WHERE k.project_id = p_project AND k.id = p_campaign AND t.n > 0
+    ), sale AS (
+        UPDATE vf.flash_sales k SET sold_count = k.sold_count + t.n
+          FROM total t WHERE k.project_id = p_project AND k.id = p_sale AND t.n > 0
+    ), event AS (
+        INSERT INTO vf.outbox (project_id, event, subject, data)
+        SELECT p_project, 'voucher.redeemed', p_voucher,
+               jsonb_build_object('first', v.next_number, 'count', t.n)
+          FROM total t WHERE t.n > 0
+    )
+    SELECT e.ord, CASE WHEN e.same THEN 'replayed' ELSE 'mismatch' END, e.id, e.seq, e.remaining, e.redeemed_at,
+           e.order_value_minor, e.discount_minor, NULL::uuid
+      FROM seen e
+    UNION ALL
+    SELECT p.ord, CASE WHEN p.refusal IS NOT NULL THEN p.refusal
+                       WHEN v_rest IS NULL OR p.place <= v_rest THEN 'redeemed' ELSE v_over END,
+           p.id, v.next_number + p.place - 1 - coalesce(s.seq_base, 0), v_rest - p.place, v_at,
+           p.order_value, p.discount, p.existing
+      FROM placed p;
+END $$;
+
+-- The same under a campaign's limits: the campaign row is the shared one, its vouchers follow in id order.
+-- p_lots cuts the arrays: lot i is voucher p_vouchers[i], items p_starts[i] .. p_starts[i + 1] - 1.
+CREATE FUNCTION vf.redeem_campaign(
+    p_project uuid, p_campaign uuid, p_campaign_version bigint,
+    p_vouchers uuid[], p_versions bigint[], p_starts integer[],
+    p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
+    p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[])
+RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
+               order_value_minor bigint, discount_minor bigint, existing uuid)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    i integer;
+    a integer;
+    z integer;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaign FOR UPDATE;
+    FOR i IN 1 .. cardinality(p_vouchers) LOOP
+        a := p_starts[i];
+        z := coalesce(p_starts[i + 1], cardinality(p_ids) + 1) - 1;
+        RETURN QUERY SELECT r.ord + a - 1, r.outcome, r.id, r.seq, r.remaining, r.redeemed_at, r.order_value_minor,
+                            r.discount_minor, r.existing
+          FROM vf.redeem_many(p_project, p_vouchers[i], p_versions[i], p_campaign, p_campaign_version, NULL,
+                   p_ids[a:z], p_keys[a:z], p_fingerprints[a:z], p_customers[a:z], p_order_values[a:z],
+                   p_discounts[a:z], p_order_ids[a:z], p_metadata[a:z]) r;
+    END LOOP;
+END $$;
+
+-- Gives a unit back and keeps the row. Answers rolled_back, already_rolled_back, rollback_window_passed or not_found,
+-- with what the caller needs to release the customer in Redis.
+CREATE FUNCTION vf.roll_back(p_project uuid, p_id uuid, p_reason text, p_window interval)
+RETURNS TABLE (outcome text, voucher_id uuid, lease_id uuid, lease_state text, customer_id text)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    r vf.redemptions;
+    v_state text;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO r FROM vf.redemptions k
+     WHERE k.project_id = p_project AND k.id = p_id AND k.redeemed_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'not_found', NULL::uuid, NULL::uuid, NULL, NULL;
+        RETURN;
+    END IF;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = r.campaign_id FOR UPDATE;
+    PERFORM 1 FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = r.voucher_id FOR UPDATE;
+    IF r.granted_size IS NOT NULL THEN
+        SELECT k.state INTO v_state FROM vf.leases k
+         WHERE k.project_id = p_project AND k.id = r.lease_id FOR SHARE;
+    END IF;
+    UPDATE vf.redemptions k
+       SET status = 'rolled_back', rolled_back_at = clock_timestamp(), rollback_reason = p_reason
+     WHERE k.lease_id = r.lease_id AND k.seq = r.seq AND k.status = 'redeemed'
+       AND k.redeemed_at > clock_timestamp() - p_window;
+    IF NOT FOUND THEN
+        SELECT * INTO r FROM vf.redemptions k WHERE k.lease_id = r.lease_id AND k.seq = r.seq;
+        RETURN QUERY SELECT CASE r.status WHEN 'rolled_back' THEN 'already_rolled_back'
+                                          ELSE 'rollback_window_passed' END,
+                            r.voucher_id, NULL::uuid, NULL, NULL;
+        RETURN;
+    END IF;
+    UPDATE vf.campaigns k
+       SET direct_count = k.direct_count - (r.granted_size IS NULL)::int,
+           leased_count = k.leased_count - (r.granted_size IS NOT NULL)::int
+     WHERE k.project_id = p_project AND k.id = r.campaign_id;
+    UPDATE vf.vouchers k
+       SET direct_count = k.direct_count - (r.granted_size IS NULL)::int,
+           leased_count = k.leased_count - (r.granted_size IS NOT NULL)::int,
+           crowd_version = k.crowd_version + 1
+     WHERE k.project_id = p_project AND k.id = r.voucher_id;
+    UPDATE vf.flash_sales k
+       SET sold_count = k.sold_count - (r.granted_size IS NULL)::int,
+           leased_count = k.leased_count - (r.granted_size IS NOT NULL)::int
+     WHERE k.project_id = p_project AND k.id = r.sale_id;
+    -- The counts of an open lease live in Redis and reach these rows when it settles.
+    IF v_state IS NULL OR v_state = 'settled' THEN
+        UPDATE vf.customer_counts k SET live_count = k.live_count - 1
+         WHERE k.customer_id = r.customer_id AND k.scope_id IN (r.voucher_id, r.campaign_id)
+           AND k.project_id = p_project AND k.live_count > 0;
+    END IF;
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    VALUES (p_project, 'redemption.rolled_back', r.id, jsonb_build_object('reason', p_reason));
+    RETURN QUERY SELECT 'rolled_back', r.voucher_id, CASE WHEN v_state IS NOT NULL THEN r.lease_id END, v_state,
+                        r.customer_id;
+END $$;
+
+-- ---------------------------------------------------------------------------------------------
+-- Fast sales: arm, grow, settle
+
+-- Moves every unit the sale may sell from the voucher to a new lease and takes the voucher's authority, in one
+-- commit. Answers armed, or why not: not_found, live (a lease is already out: its id is returned), sold_out.
+CREATE FUNCTION vf.arm_lease(p_project uuid, p_sale uuid, p_lease uuid, p_tag bigint, p_run_id text, p_backlog_max bigint)
+RETURNS TABLE (outcome text, lease_id uuid, size bigint, seq_base bigint)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    s vf.flash_sales;
+    v vf.vouchers;
+    c vf.campaigns;
+    l vf.leases;
+    v_size bigint;
+    v_base bigint;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id;
+    SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = v.campaign_id FOR UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id FOR UPDATE;
+    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR UPDATE;
+    IF s.id IS NULL OR s.durability <> 'fast' OR s.status IN ('closed', 'settled') THEN
+        RETURN QUERY SELECT 'not_found', NULL::uuid, NULL::bigint, NULL::bigint;
+        RETURN;
+    END IF;
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.voucher_id = v.id AND k.state <> 'settled';
+    IF FOUND THEN
+        RETURN QUERY SELECT 'live', l.id, l.size, l.seq_base;
+        RETURN;
+    END IF;
+    v_size := least(s.stock - s.leased_count, v.max_redemptions - v.direct_count - v.leased_count,
+                    c.max_redemptions - c.direct_count - c.leased_count);
+    IF v_size <= 0 THEN
+        RETURN QUERY SELECT 'sold_out', NULL::uuid, NULL::bigint, NULL::bigint;
+        RETURN;
+    END IF;
+    SELECT coalesce(max(k.seq_base + k.open_to), 0) INTO v_base
+      FROM vf.leases k WHERE k.project_id = p_project AND k.sale_id = p_sale;
+    INSERT INTO vf.leases (project_id, id, tag, sale_id, voucher_id, campaign_id, size, open_to, backlog_max, seq_base,
+                           run_id, pg_lineage)
+    VALUES (p_project, p_lease, p_tag, p_sale, v.id, v.campaign_id, v_size, v_size, p_backlog_max, v_base,
+            p_run_id, vf.lineage());
+    INSERT INTO vf.lease_grants (project_id, lease_id, size) VALUES (p_project, p_lease, v_size);
+    INSERT INTO vf.lease_progress (project_id, lease_id) VALUES (p_project, p_lease);
+    UPDATE vf.campaigns k SET leased_count = k.leased_count + v_size
+     WHERE k.project_id = p_project AND k.id = v.campaign_id;
+    UPDATE vf.vouchers k SET leased_count = k.leased_count + v_size, authority = 'flash',
+           terms_version = k.terms_version + 1
+     WHERE k.project_id = p_project AND k.id = v.id;
+    UPDATE vf.flash_sales k SET leased_count = k.leased_count + v_size WHERE k.project_id = p_project AND k.id = p_sale;
+    RETURN QUERY SELECT 'armed', p_lease, v_size, v_base;
+END $$;
+
+-- Raises an open lease by whatever the sale, the voucher and the campaign still have: more stock, or units that
+-- rollbacks gave back. Compare-and-set on the size the caller saw; answers the size that now holds.
+CREATE FUNCTION vf.grow_lease(p_project uuid, p_lease uuid, p_size_seen bigint)
+RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    l vf.leases;
+    v vf.vouchers;
+    c vf.campaigns;
+    s vf.flash_sales;
+    v_more bigint;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease;
+    SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = l.campaign_id FOR UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = l.voucher_id FOR UPDATE;
+    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = l.sale_id FOR UPDATE;
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR UPDATE;
+    IF l.state IS DISTINCT FROM 'open' OR l.size <> p_size_seen THEN
+        RETURN l.size;
+    END IF;
+    v_more := least(s.stock - s.leased_count, v.max_redemptions - v.direct_count - v.leased_count,
+                    c.max_redemptions - c.direct_count - c.leased_count);
+    IF v_more <= 0 THEN
+        RETURN l.size;
+    END IF;
+    INSERT INTO vf.lease_grants (project_id, lease_id, size) VALUES (p_project, p_lease, l.size + v_more);
+    UPDATE vf.leases k SET size = k.size + v_more, open_to = k.size + v_more
+     WHERE k.project_id = p_project AND k.id = p_lease;
+    UPDATE vf.campaigns k SET leased_count = k.leased_count + v_more
+     WHERE k.project_id = p_project AND k.id = l.campaign_id;
+    UPDATE vf.vouchers k SET leased_count = k.leased_count + v_more
+     WHERE k.project_id = p_project AND k.id = l.voucher_id;
+    UPDATE vf.flash_sales k SET leased_count = k.leased_count + v_more
+     WHERE k.project_id = p_project AND k.id = l.sale_id;
+    RETURN l.size + v_more;
+END $$;
+
+-- Writes wins of one lease, in seq order, with the stream offset they reach: all or nothing. A second reconciler
+-- finds the offset moved and gets 'stale'. What cannot be the ledger's (above open_to, or another win's number or
+-- key) goes to quarantine with its reason, and the offset moves on.
+CREATE FUNCTION vf.settle_wins(
+    p_project uuid, p_lease uuid, p_from text, p_to text,
+    p_seqs bigint[], p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
+    p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[], p_remaining bigint[],
+    p_at_ms bigint[])
+RETURNS TABLE (outcome text, inserted bigint, replayed bigint, same_key bigint, quarantined bigint, accounted bigint)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    l vf.leases;
+    v_n bigint := cardinality(p_seqs);
+    v_ins bigint;
+    v_rep bigint := 0;
+    v_same bigint := 0;
+    v_bad bigint := 0;
+    v_acc bigint;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR SHARE;
+    PERFORM 1 FROM vf.lease_progress k WHERE k.lease_id = p_lease AND k.project_id = p_project
+        AND k.last_id = p_from FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'stale', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
+        RETURN;
+    END IF;
+    INSERT INTO vf.redemptions (project_id, lease_id, seq, granted_size, id, voucher_id, campaign_id, sale_id, sale_seq,
+           idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
+           redeemed_at)
+    SELECT p_project, p_lease, q.seq, l.size, q.id, l.voucher_id, l.campaign_id, l.sale_id, l.seq_base + q.seq,
+           q.key, q.fingerprint, q.customer, q.order_id, q.order_value, q.discount, q.remaining, q.metadata::jsonb,
+           to_timestamp(q.at_ms / 1000.0)
+      FROM unnest(p_seqs, p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts, p_order_ids,
+                  p_metadata, p_remaining, p_at_ms)
+           AS q (seq, id, key, fingerprint, customer, order_value, discount, order_id, metadata, remaining, at_ms)
+     WHERE q.seq BETWEEN 1 AND l.open_to
+     ORDER BY q.seq
+        ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS v_ins = ROW_COUNT;
+    IF v_ins < v_n THEN
+        -- Rows of this very call are visible here too: they equal their request and count as 'stored'.
+        WITH judged AS (
+            SELECT q.seq, q.key, q.customer,
+                   CASE WHEN r.id = q.id AND r.idempotency_key = q.key THEN 'stored'
+                        WHEN r.id IS NULL AND k.id IS NOT NULL AND q.seq <= l.open_to THEN 'same_key'
+                        WHEN q.seq > l.open_to THEN 'closed'
+                        ELSE 'conflict' END AS verdict
+              FROM unnest(p_seqs, p_ids, p_keys, p_customers) AS q (seq, id, key, customer)
+              LEFT JOIN LATERAL (SELECT x.id, x.idempotency_key FROM vf.redemptions x
+                    WHERE x.lease_id = p_lease AND x.seq = q.seq LIMIT 1) r ON true
+              LEFT JOIN LATERAL (SELECT x.id FROM vf.redemptions x WHERE x.idempotency_key = q.key
+                    AND x.voucher_id = l.voucher_id AND x.project_id = p_project LIMIT 1) k ON true
+        ), bad AS (
+            INSERT INTO vf.quarantine (project_id, lease_id, seq, reason, entry)
+            SELECT p_project, p_lease, j.seq, j.verdict, jsonb_build_object('key', j.key, 'customer', j.customer)
+              FROM judged j WHERE j.verdict IN ('closed', 'conflict')
+            RETURNING 1
+        )
+        SELECT count(*) FILTER (WHERE j.verdict = 'stored') - v_ins, count(*) FILTER (WHERE j.verdict = 'same_key'),
+               (SELECT count(*) FROM bad)
+          INTO v_rep, v_same, v_bad FROM judged j;
+    END IF;
+    UPDATE vf.lease_progress k
+       SET last_id = p_to, accounted = greatest(k.accounted, (SELECT max(x) FROM unnest(p_seqs) x)),
+           read_count = k.read_count + v_n, inserted_count = k.inserted_count + v_ins,
+           replayed_count = k.replayed_count + v_rep, same_key_count = k.same_key_count + v_same,
+           quarantined_count = k.quarantined_count + v_bad
+     WHERE k.lease_id = p_lease AND k.project_id = p_project
+    RETURNING k.accounted INTO v_acc;
+    IF v_ins > 0 THEN
+        INSERT INTO vf.outbox (project_id, event, subject, data)
+        VALUES (p_project, 'voucher.redeemed', p_lease, jsonb_build_object('first', p_seqs[1], 'count', v_ins));
+    END IF;
+    RETURN QUERY SELECT 'applied', v_ins, v_rep, v_same, v_bad, v_acc;
+END $$;
+
+-- Ends a lease: lowers open_to for good, returns the units above it, burns the holes below it, adds its wins to the
+-- customers' counts and gives the authority back. Called when the stream is drained, or when it is known how far
+-- answered wins can reach. Answers settled, or why not: not_found, live.
+CREATE FUNCTION vf.settle_lease(p_project uuid, p_lease uuid, p_open_to bigint)
+RETURNS TABLE (outcome text, open_to bigint, returned bigint, burned bigint)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    l vf.leases;
+    v vf.vouchers;
+    v_to bigint;
+    v_rows bigint;
+    v_returned bigint;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = l.campaign_id FOR UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = l.voucher_id FOR UPDATE;
+    PERFORM 1 FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = l.sale_id FOR UPDATE;
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR UPDATE;
+    IF l.id IS NULL OR l.state = 'settled' THEN
+        RETURN QUERY SELECT 'not_found', NULL::bigint, NULL::bigint, NULL::bigint;
+        RETURN;
+    ELSIF l.state = 'open' THEN
+        RETURN QUERY SELECT 'live', NULL::bigint, NULL::bigint, NULL::bigint;
+        RETURN;
+    END IF;
+    SELECT count(*), greatest(coalesce(max(k.seq), 0), p_open_to) INTO v_rows, v_to
+      FROM vf.redemptions k WHERE k.lease_id = p_lease;
+    v_to := least(v_to, l.size);
+    v_returned := l.size - v_to;
+    UPDATE vf.leases k
+       SET state = 'settled', open_to = v_to, returned = v_returned, burned = v_to - v_rows,
+           settled_at = clock_timestamp()
+     WHERE k.project_id = p_project AND k.id = p_lease;
+    UPDATE vf.campaigns k SET leased_count = k.leased_count - v_returned
+     WHERE k.project_id = p_project AND k.id = l.campaign_id;
+    UPDATE vf.vouchers k
+       SET leased_count = k.leased_count - v_returned, authority = 'pg', terms_version = k.terms_version + 1,
+           crowd_version = k.crowd_version + 1
+     WHERE k.project_id = p_project AND k.id = l.voucher_id;
+    UPDATE vf.flash_sales k
+       SET leased_count = k.leased_count - v_returned, burned_count = k.burned_count + v_to - v_rows,
+           status = CASE WHEN k.status = 'closed' THEN 'settled' ELSE k.status END,
+           updated_at = clock_timestamp()
+     WHERE k.project_id = p_project AND k.id = l.sale_id;
+    IF v.per_customer_limit IS NOT NULL THEN
+        INSERT INTO vf.customer_counts AS k
+               (project_id, scope_id, customer_id, live_count, limit_max, last_redemption_id)
+        SELECT p_project, l.voucher_id, r.customer_id, count(*), greatest(v.per_customer_limit, count(*)),
+               (array_agg(r.id ORDER BY r.seq DESC))[1]
+          FROM vf.redemptions r
+         WHERE r.lease_id = p_lease AND r.status = 'redeemed' AND r.customer_id IS NOT NULL
+         GROUP BY r.customer_id ORDER BY r.customer_id
+            ON CONFLICT (customer_id, scope_id, project_id) DO UPDATE
+               SET live_count = k.live_count + excluded.live_count,
+                   limit_max = greatest(k.limit_max, k.live_count + excluded.live_count),
+                   last_redemption_id = excluded.last_redemption_id;
+    END IF;
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    VALUES (p_project, 'flash_sale.settled', l.sale_id,
+            jsonb_build_object('lease', p_lease, 'sold', v_rows, 'returned', v_returned, 'burned', v_to - v_rows));
+    RETURN QUERY SELECT 'settled', v_to, v_returned, v_to - v_rows;
+END $$;
+
+-- Decides, once for all workers, what a lease is after Redis came back as another process: intact (every registered
+-- worker has sealed and told its mark, and Redis still knows every number answered or settled), waiting, or fenced.
+CREATE FUNCTION vf.judge_lease(
+    p_project uuid, p_lease uuid, p_run_id_old text, p_run_id_new text, p_issued bigint, p_deadline interval)
+RETURNS TABLE (outcome text, run_id text)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    l vf.leases;
+    v_mark bigint;
+    v_waiting bigint;
+    v_silent bigint;
+    v_top bigint;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR UPDATE;
+    IF l.id IS NULL OR l.state IN ('settled', 'fenced') OR l.run_id <> p_run_id_old THEN
+        RETURN QUERY SELECT coalesce(l.state, 'settled'), l.run_id;
+        RETURN;
+    END IF;
+    SELECT count(*) FILTER (WHERE w.sealed_run_id IS DISTINCT FROM p_run_id_new
+                              AND w.seen_at > clock_timestamp() - p_deadline),
+           count(*) FILTER (WHERE w.sealed_run_id IS DISTINCT FROM p_run_id_new
+                              AND w.seen_at <= clock_timestamp() - p_deadline),
+           coalesce(max(w.mark) FILTER (WHERE w.sealed_run_id = p_run_id_new), 0)
+      INTO v_waiting, v_silent, v_mark
+      FROM vf.lease_workers w WHERE w.lease_id = p_lease;
+    SELECT coalesce(max(k.seq), 0) INTO v_top FROM vf.redemptions k WHERE k.lease_id = p_lease;
+    IF v_silent > 0 OR p_issued IS NULL OR p_issued < v_top
+       OR (v_waiting = 0 AND p_issued < v_mark) THEN
+        UPDATE vf.leases k
+           SET state = 'fenced',
+               fence_reason = CASE WHEN v_silent > 0 THEN v_silent || ' worker(s) silent, their marks unknown'
+                   WHEN p_issued IS NULL THEN 'the lease is gone from Redis'
+                   WHEN p_issued < v_top THEN 'Redis knows ' || p_issued || ', PostgreSQL has ' || v_top
+                   ELSE 'Redis knows ' || p_issued || ', workers answered up to ' || v_mark END
+         WHERE k.project_id = p_project AND k.id = p_lease;
+        RETURN QUERY SELECT 'fenced', l.run_id;
+    ELSIF v_waiting > 0 THEN
+        RETURN QUERY SELECT 'waiting', l.run_id;
+    ELSE
+        UPDATE vf.leases k SET run_id = p_run_id_new WHERE k.project_id = p_project AND k.id = p_lease;
+        UPDATE vf.lease_workers w SET sealed_run_id = NULL, mark = NULL WHERE w.lease_id = p_lease;
+        RETURN QUERY SELECT 'intact', p_run_id_new;
+    END IF;
+END $$;
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA vf FROM PUBLIC;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA vf TO vf_app, vf_worker;
