@@ -17,6 +17,11 @@ class DataDirLock:
         self._path = data_dir / "lock"
         self._file: IO[str] | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the directory."""
+        return self._file is not None
+
     def acquire(self, address: str) -> None:
         """Take the lock and write down who holds it.
 

@@ -182,14 +182,15 @@ class Servers:
         if self._socket_dir is not None:
             shutil.rmtree(self._socket_dir, ignore_errors=True)
 
-    def publish(self, address: str) -> None:
+    def publish(self, address: str, more_pids: dict[str, int] | None = None) -> None:
         """Write servers.json, for the other commands on this data directory."""
         facts = RunningServers(
             pid=os.getpid(),
             address=address,
             database_url=self.database_url,
             redis_url=self.redis_url,
-            pids={name: process.pid for name, process in self.processes.items()},
+            pids={name: process.pid for name, process in self.processes.items()}
+            | (more_pids or {}),
         )
         write_private(self._data_dir / SERVERS_FILE, msgspec.json.encode(facts))
 

@@ -156,16 +156,21 @@ class Process:
         """Ask it to stop, wait, and kill its whole session when it does not. Idempotent."""
         if self.exit_status() is None:
             self.ask_to_stop()
-            try:
-                self._popen.wait(timeout_s)
-                return
-            except subprocess.TimeoutExpired:
-                pass
+        self.wait_or_kill(timeout_s)
+
+    def wait_or_kill(self, timeout_s: float) -> None:
+        """Wait for its end; kill what is left of its session in any case."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout_s)
         self.kill()
 
-    def kill(self) -> None:
-        """Kill it and everything it started that is still in its session's group."""
+    def hurry(self) -> None:
+        """Kill its session at once, without waiting."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill it and everything it started that is still in its session's group, and reap it."""
+        self.hurry()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(STOP_TIMEOUT_S)

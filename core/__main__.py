@@ -1,0 +1,214 @@
+"""The command line: `./vauchflow`, or `python -m core` from the project root.
+
+This file reads the environment, finds the settings and calls one function a command. Expected
+failures end as one line on standard error and status 1.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import rich.console
+import rich_click as click
+
+from core import settings as settings_module
+from core.processes import ServerError, die_with_parent
+from core.settings import PROJECT_ROOT, Settings, SettingsError
+
+# Longer than any transaction may take; the supervisor waits 15 s before it kills.
+DRAIN_TIMEOUT_S = 12.0
+# Without a supervisor the databases are going, too: nothing is left to wait for.
+ORPHAN_DRAIN_TIMEOUT_S = 2.0
+
+_PATH = click.Path(file_okay=False, path_type=Path)
+_data_dir = click.option(
+    "--data-dir", type=_PATH, help="Where everything is kept.  [default: .vauchflow]"
+)
+
+
+def _fail(line: str) -> None:
+    print(f"vauchflow: {line}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _environ() -> dict[str, str]:
+    """Return this process's environment, with the project root importable for children."""
+    environ = dict(os.environ)
+    paths = [str(PROJECT_ROOT), *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return environ
+
+
+def _settings(data_dir: Path | None, *, join_running: bool = True, **more: object) -> Settings:
+    environ = _environ()
+    for name, value in more.items():
+        if value is not None:
+            environ[settings_module.PREFIX + name.upper()] = str(value)
+    return settings_module.load(environ, data_dir, join_running=join_running)
+
+
+@contextlib.contextmanager
+def _plain_failures() -> Iterator[None]:
+    """Turn what an operator can mend into one line. A bug keeps its traceback."""
+    from core.errors import Fault
+
+    try:
+        yield
+    except (SettingsError, ServerError) as error:
+        _fail(str(error))
+    except Fault as error:
+        _fail(str(getattr(error, "detail", None) or error))
+    except OSError as error:
+        _fail(str(error))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Vouchers, referrals, gift cards and flash sales behind one API that never over-redeems."""
+
+
+@main.command()
+@_data_dir
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="The port to listen on.  [default: 8080]")
+@click.option("--workers", type=int, help="HTTP worker processes.  [default: 1]")
+@click.option("--no-demo", is_flag=True, help="Make no demo project.")
+@click.option("--die-with-parent", "tied", is_flag=True, hidden=True)
+def up(
+    data_dir: Path | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    no_demo: bool,
+    tied: bool,
+) -> None:
+    """Start everything on this machine and keep it running."""
+    from core.supervisor import Up
+
+    if tied:
+        die_with_parent(signal.SIGTERM)
+    with _plain_failures():
+        settings = _settings(data_dir, join_running=False, host=host, port=port, workers=workers)
+        Up(settings, _environ(), _progress()).run(with_demo=not no_demo)
+
+
+def _progress() -> Callable[[str], None]:
+    """Return how to say what is being done: with the time since the start, on standard error."""
+    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    started_at_s = time.monotonic()
+
+    def say(line: str) -> None:
+        elapsed_s = time.monotonic() - started_at_s
+        console.print(f"[dim]{elapsed_s:6.1f} s[/]  {line}")
+
+    return say
+
+
+@main.command()
+@_data_dir
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="The port to listen on.  [default: 8080]")
+@click.option("--workers", type=int, help="HTTP worker processes.  [default: 1]")
+def serve(data_dir: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
+    """Serve the HTTP API only."""
+    with _plain_failures():
+        settings = _settings(data_dir, host=host, port=port, workers=workers)
+    arguments = ["--host", settings.host, "--port", str(settings.port)]
+    arguments += ["--workers", str(settings.workers), "--data-dir", str(settings.data_dir)]
+    os.chdir(PROJECT_ROOT)
+    os.execve(sys.executable, [sys.executable, "-m", "api", *arguments], _environ())
+
+
+@main.command()
+@_data_dir
+def reconcile(data_dir: Path | None) -> None:
+    """Write the wins of flash sales into PostgreSQL; run one a system."""
+    _run_until_signal("core.reconciler", data_dir)
+
+
+@main.command()
+@_data_dir
+def worker(data_dir: Path | None) -> None:
+    """Open and close sales, deliver events, expire what is due."""
+    _run_until_signal("core.worker", data_dir)
+
+
+def _run_until_signal(module: str, data_dir: Path | None) -> None:
+    """Run a module's `run(settings)`; a signal cancels it and bounds how long it may take."""
+    parent = os.getppid()
+    # Otherwise a task that never ends would keep a stopped system alive.
+    deadline = threading.Timer(DRAIN_TIMEOUT_S, os._exit, [1])
+    orphaned = threading.Timer(ORPHAN_DRAIN_TIMEOUT_S, os._exit, [1])
+    deadline.daemon = orphaned.daemon = True
+
+    async def run(settings: Settings) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(importlib.import_module(module).run(settings))
+
+        def stop() -> None:
+            if not task.cancelling():
+                deadline.start()
+                if os.getppid() != parent:
+                    orphaned.start()
+            task.cancel()
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stop)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with _plain_failures():
+        asyncio.run(run(_settings(data_dir)))
+
+
+@main.command()
+@_data_dir
+def migrate(data_dir: Path | None) -> None:
+    """Bring the database to this version's schema; harmless when it is there."""
+    from core.db import migrate as migrations
+
+    with _plain_failures():
+        names = asyncio.run(migrations.migrate(_settings(data_dir)))
+    print("\n".join(f"applied {name}" for name in names) or "nothing to apply")
+
+
+@main.command()
+@_data_dir
+@click.option("--history", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def verify(data_dir: Path | None, history: Path | None) -> None:
+    """Check the books: every invariant, with its figures. Reads only."""
+    from core import verify as verification
+
+    with _plain_failures():
+        raise SystemExit(asyncio.run(verification.run(_settings(data_dir), history)))
+
+
+@main.command()
+@_data_dir
+def doctor(data_dir: Path | None) -> None:
+    """Check the set-up: versions, servers, roles, isolation."""
+    from core import doctor as examination
+
+    with _plain_failures():
+        raise SystemExit(asyncio.run(examination.run(_settings(data_dir), os.environ)))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@_data_dir
+def bench(arguments: tuple[str, ...], data_dir: Path | None) -> None:
+    """Run the load test and the audit after it."""
+    more = [*arguments, *(["--data-dir", str(data_dir.absolute())] if data_dir else [])]
+    os.chdir(PROJECT_ROOT)
+    os.execve(sys.executable, [sys.executable, "-m", "bench.run", *more], _environ())
+
+
+if __name__ == "__main__":
+    main(prog_name="vauchflow")
