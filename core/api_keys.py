@@ -2,15 +2,50 @@
 
 Only `HMAC-SHA256(secret, key)` is stored. A key's own checksum refuses typing errors without a
 database; a cache answers for every key seen before, and a poll makes revocation true everywhere
-within a second.
+within a second. The cache lives through an outage of PostgreSQL: keys it knows keep working.
 """
 
-from typing import Literal
+import asyncio
+import contextlib
+import hmac
+import secrets
+import time
+import zlib
+from datetime import datetime, timedelta
+from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
+import structlog
+
+from core import audit_log, db, ids
+from core.errors import Fault, NotFound, Unauthenticated
+from core.rules import money
 
 Kind = Literal["SECRET", "PUBLISHABLE"]
+
+PREFIXES: Final[dict[Kind, str]] = {"SECRET": "vf_sk_", "PUBLISHABLE": "vf_pk_"}
+# What an operator gives to a scanner for leaked secrets.
+PATTERN: Final = "vf_[sp]k_[0-9A-Za-z]{49}"
+
+_BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# 62^43 is just above 2^256, and 62^6 above 2^32.
+_RANDOM_LENGTH: Final = 43
+_CHECKSUM_LENGTH: Final = 6
+_TOKEN_LENGTH: Final = 6 + _RANDOM_LENGTH + _CHECKSUM_LENGTH
+_TOKEN_CHARACTERS: Final = frozenset(_BASE62.encode() + b"_")
+
+# About 1 kB each: 10 MB for the keys of ten thousand shops on one node.
+CACHED_MAX: Final = 10_000
+# An unknown key costs the database one look-up a second, however often it is tried.
+UNKNOWN_TTL_S: Final = 1.0
+# Revocation holds everywhere within 1 s: three polls fit, so two may fail.
+POLL_INTERVAL_S: Final = 0.3
+# A revocation may commit this long after the instant it carries: a transaction's longest life
+# (10 s idle) with as much again.
+POLL_OVERLAP: Final = timedelta(seconds=20)
+
+_log = structlog.get_logger(__name__)
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -26,3 +61,216 @@ class Caller(msgspec.Struct, frozen=True):
     def is_secret(self) -> bool:
         """Whether this is a server-side key, which may do everything in its project."""
         return self.kind == "SECRET"
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored key; `hint` is all that may be shown of it."""
+
+    id: UUID
+    kind: Kind
+    name: str | None
+    hint: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+def generate(kind: Kind) -> str:
+    """Return a new key of 256 random bits with its checksum."""
+    body = PREFIXES[kind] + _base62(secrets.randbits(256), _RANDOM_LENGTH)
+    return body + _checksum(body.encode())
+
+
+def is_well_formed(token: bytes) -> bool:
+    """Say whether a token has a key's shape and checksum; most typing errors do not."""
+    return (
+        len(token) == _TOKEN_LENGTH
+        and token[:6] in (b"vf_sk_", b"vf_pk_")
+        and _TOKEN_CHARACTERS.issuperset(token)
+        and _checksum(token[:-_CHECKSUM_LENGTH]).encode() == token[-_CHECKSUM_LENGTH:]
+    )
+
+
+def digest_of(token: bytes, secret: str) -> bytes:
+    """Return what is stored of a key."""
+    return hmac.digest(secret.encode(), token, "sha256")
+
+
+def hint_of(token: str) -> str:
+    """Return what may be shown of a key: its kind and last four characters."""
+    return f"{token[:6]}…{token[-4:]}"
+
+
+async def create(
+    conn: db.Connection, caller: Caller, kind: Kind, name: str | None, *, secret: str, origin: str
+) -> tuple[ApiKey, str]:
+    """Make a key and return it with its full text, which nobody sees again.
+
+    `origin` is the request id for the audit log, written in the same transaction.
+    """
+    token = generate(kind)
+    key = await db.one(
+        conn, "api_keys.create", ApiKey,
+        project_id=caller.project_id, id=ids.new(), kind=kind, name=name,
+        digest=digest_of(token.encode(), secret), hint=hint_of(token),
+    )  # fmt: skip
+    assert key is not None
+    await audit_log.write(conn, caller, "api_key.created", ids.format_id("key", key.id),
+                          {"type": kind, "hint": key.hint}, origin=origin)  # fmt: skip
+    return key, token
+
+
+async def get(conn: db.Connection, caller: Caller, public_id: str) -> ApiKey:
+    """Return one key. Raises: NotFound."""
+    key_id = ids.parse_id("key", public_id)
+    key = key_id and await db.one(
+        conn, "api_keys.get", ApiKey, project_id=caller.project_id, id=key_id
+    )
+    if not key:
+        raise NotFound("There is no such API key in this project.")
+    return key
+
+
+async def page(
+    conn: db.Connection, caller: Caller, *, after: UUID | None, limit: int
+) -> list[ApiKey]:
+    """Return up to `limit` keys, newest first, revoked ones included."""
+    return await db.many(
+        conn, "api_keys.page", ApiKey, project_id=caller.project_id, after=after, limit=limit
+    )
+
+
+async def revoke(conn: db.Connection, caller: Caller, public_id: str, *, origin: str) -> ApiKey:
+    """Revoke a key, also the calling one; it stops working everywhere within a second.
+
+    Idempotent: a revoked key keeps its first instant and is not audited twice. Raises: NotFound.
+    """
+    key_id = ids.parse_id("key", public_id)
+    revoked = await db.run(
+        conn, "api_keys.revoke", project_id=caller.project_id, id=key_id or caller.project_id
+    )
+    key = await get(conn, caller, public_id)
+    if revoked:
+        await audit_log.write(conn, caller, "api_key.revoked", public_id,
+                              {"type": key.kind, "hint": key.hint}, origin=origin)  # fmt: skip
+    return key
+
+
+class _Found(msgspec.Struct, frozen=True):
+    key_id: UUID
+    project_id: UUID
+    account_id: UUID
+    kind: Kind
+    currency: str
+
+
+class _Revoked(msgspec.Struct, frozen=True):
+    at: datetime
+    digests: list[bytes]
+
+
+class KeyCache:
+    """Every key this process has seen, by its text. Used from one event loop only."""
+
+    def __init__(self, database: db.Database, secret: str) -> None:
+        """Start empty; `poll_forever` keeps revocations coming."""
+        self._database = database
+        self._secret = secret
+        self._callers: dict[bytes, Caller] = {}
+        self._tokens_of_digest: dict[bytes, bytes] = {}
+        self._unknown_until_s: dict[bytes, float] = {}
+        self._flights: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._polled_at: datetime | None = None
+
+    def peek(self, token: bytes) -> Caller | None:
+        """Return a known key's caller at once; None means: `resolve` it. Cost: one dict look-up."""
+        return self._callers.get(token)
+
+    async def resolve(self, token: bytes) -> Caller:
+        """Return a key's caller. Concurrent misses of one key share one look-up.
+
+        Raises: Unauthenticated (malformed_key, invalid_key), Unavailable.
+        """
+        caller = self._callers.get(token)
+        if caller is not None:
+            return caller
+        if not is_well_formed(token):
+            raise Unauthenticated(
+                "This is not a VauchFlow API key: its length or checksum does not fit; copy it "
+                "again.",
+                code="malformed_key",
+            )
+        if self._unknown_until_s.get(token, 0.0) <= time.monotonic():
+            flight = self._flights.get(token)
+            if flight is None:
+                flight = asyncio.create_task(self._look_up(token))
+                self._flights[token] = flight
+                flight.add_done_callback(lambda _: self._flights.pop(token, None))
+            # A caller that hangs up must not cancel the look-up the others wait for.
+            caller = await asyncio.shield(flight)
+        if caller is None:
+            raise Unauthenticated("The API key is unknown or revoked.", code="invalid_key")
+        return caller
+
+    async def _look_up(self, token: bytes) -> Caller | None:
+        digest = digest_of(token, self._secret)
+        async with self._database.connection(reads_only=True) as conn:
+            found = await db.one(conn, "api_keys.authenticate", _Found, digest=digest)
+        if found is None:
+            _make_room(self._unknown_until_s)
+            self._unknown_until_s[token] = time.monotonic() + UNKNOWN_TTL_S
+            return None
+        exponent = money.exponent_of(found.currency)
+        assert exponent is not None, found.currency
+        caller = Caller(found.project_id, found.key_id, found.kind, found.currency, exponent)
+        while len(self._callers) >= CACHED_MAX:
+            self._forget(digest_of(next(iter(self._callers)), self._secret))
+        self._callers[token] = caller
+        self._tokens_of_digest[digest] = token
+        return caller
+
+    def _forget(self, digest: bytes) -> None:
+        token = self._tokens_of_digest.pop(digest, None)
+        if token is not None:
+            self._callers.pop(token, None)
+
+    async def poll_once(self) -> None:
+        """Forget what was revoked since the last poll that succeeded. Raises: Unavailable."""
+        since = self._polled_at and self._polled_at - POLL_OVERLAP
+        async with self._database.connection(reads_only=True) as conn:
+            revoked = await db.one(conn, "api_keys.revoked_since", _Revoked, since=since)
+        assert revoked is not None
+        self._polled_at = revoked.at
+        for digest in revoked.digests:
+            self._forget(digest)
+
+    async def poll_forever(self) -> None:
+        """Poll every 300 ms until cancelled; an outage is waited out, keys in hand."""
+        is_away = False
+        while True:
+            try:
+                await self.poll_once()
+                is_away = False
+            except Fault as fault:
+                if not is_away:
+                    _log.warning("revocations_not_polled", reason=fault.detail)
+                is_away = True
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def _make_room(cache: dict[bytes, float]) -> None:
+    while len(cache) >= CACHED_MAX:
+        with contextlib.suppress(StopIteration):
+            del cache[next(iter(cache))]
+
+
+def _base62(number: int, length: int) -> str:
+    characters = []
+    for _ in range(length):
+        number, digit = divmod(number, 62)
+        characters.append(_BASE62[digit])
+    assert number == 0
+    return "".join(reversed(characters))
+
+
+def _checksum(body: bytes) -> str:
+    return _base62(zlib.crc32(body), _CHECKSUM_LENGTH)
