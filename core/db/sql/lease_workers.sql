@@ -1,0 +1,47 @@
+-- API workers and the leases they serve.
+
+-- name: beat :exec
+-- Says that an API worker is alive.
+INSERT INTO vf.api_workers AS w (id, node_id) VALUES (@worker_id, @node_id)
+    ON CONFLICT (id) DO UPDATE SET node_id = excluded.node_id, beat_at = clock_timestamp();
+
+-- name: leave :exec
+-- Takes a worker that stops in good order off the list.
+DELETE FROM vf.api_workers w WHERE w.id = @worker_id;
+
+-- name: live :many
+-- Every lease that is out, of all projects.
+SELECT project_id, sale_id, voucher_id, lease_id, tag, state, size, seq_base, run_id, code_norm FROM vf.live_leases();
+
+-- name: register :exec
+-- Registers a worker for a lease, before it may send the first claim.
+INSERT INTO vf.lease_workers AS w (lease_id, worker_id, node_id) VALUES (@lease_id, @worker_id, @node_id)
+    ON CONFLICT (lease_id, worker_id) DO UPDATE SET node_id = excluded.node_id, seen_at = clock_timestamp();
+
+-- name: serve :exec
+-- Says that a worker serves a lease at this size.
+UPDATE vf.lease_workers w SET serving_size = @size, seen_at = clock_timestamp()
+ WHERE w.lease_id = @lease_id AND w.worker_id = @worker_id;
+
+-- name: seen :exec
+-- Says that a worker still serves its leases.
+UPDATE vf.lease_workers w SET seen_at = clock_timestamp() WHERE w.worker_id = @worker_id;
+
+-- name: seal :exec
+-- Tells PostgreSQL the mark of a worker that answers no more wins until a run id is judged.
+UPDATE vf.lease_workers w SET sealed_run_id = @run_id, mark = @mark, seen_at = clock_timestamp()
+ WHERE w.lease_id = @lease_id AND w.worker_id = @worker_id;
+
+-- name: unsealed_neighbours :many
+-- The workers of this node that have not sealed a lease for a run id: dead ones are answered for by the living.
+SELECT w.worker_id FROM vf.lease_workers w
+ WHERE w.lease_id = @lease_id AND w.node_id = @node_id AND w.worker_id <> @worker_id
+   AND w.sealed_run_id IS DISTINCT FROM @run_id;
+
+-- name: own_seal :one
+-- The run id this worker has sealed a lease for; none once PostgreSQL has judged it intact.
+SELECT w.sealed_run_id FROM vf.lease_workers w WHERE w.lease_id = @lease_id AND w.worker_id = @worker_id;
+
+-- name: judge :one
+-- Decides whether a lease survived a change of the Redis process.
+SELECT outcome, run_id FROM vf.judge_lease(@project_id, @lease_id, @run_id_old, @run_id_new, @issued, @deadline);

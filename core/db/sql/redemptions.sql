@@ -1,0 +1,99 @@
+-- Redeeming, reading and reversing. The hot functions are in schema.sql; these are their calls.
+
+-- name: terms :one
+-- What a price is computed from and where the voucher redeems now, with the versions that a redeem must state.
+SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v.campaign_id,
+       c.terms_version AS campaign_version, v.flash_sale_id AS sale_id, v.authority, v.sale_only,
+       coalesce(v.discount_type, c.discount_type) AS discount_type,
+       CASE WHEN v.discount_type IS NULL THEN c.discount_bp ELSE v.discount_bp END AS discount_bp,
+       CASE WHEN v.discount_type IS NULL THEN c.discount_minor ELSE v.discount_minor END AS discount_minor,
+       greatest(v.min_order_minor, c.min_order_minor) AS min_order_minor,
+       v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL AS needs_customer,
+       v.crowd_version
+  FROM vf.vouchers v
+  LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
+ WHERE v.project_id = @project_id AND v.code_norm = @code_norm;
+
+-- name: redeem_many :many
+-- Decides an array of requests for one voucher in one commit.
+SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing
+  FROM vf.redeem_many(@project_id, @voucher_id, @version, @campaign_id, @campaign_version, @sale_id, @ids, @keys,
+       @fingerprints, @customers, @order_values, @discounts, @order_ids, @metadata);
+
+-- name: redeem_campaign :many
+-- Decides requests for several vouchers of one campaign in one commit.
+SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing
+  FROM vf.redeem_campaign(@project_id, @campaign_id, @campaign_version, @vouchers, @versions, @sales, @starts, @ids, @keys,
+       @fingerprints, @customers, @order_values, @discounts, @order_ids, @metadata);
+
+-- name: read :one
+-- One redemption by its id.
+SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
+       r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
+       r.rollback_reason, r.metadata
+  FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
+ WHERE r.project_id = @project_id AND r.id = @id AND r.redeemed_at IS NOT NULL;
+
+-- name: list :many
+-- A page of redemptions, newest first, below the cursor, narrowed by whatever is not null.
+SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
+       r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
+       r.rollback_reason, r.metadata
+  FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
+ WHERE r.project_id = @project_id AND r.redeemed_at IS NOT NULL
+   AND (@before::uuid IS NULL OR r.id < @before)
+   AND (@voucher_id::uuid IS NULL OR r.voucher_id = @voucher_id)
+   AND (@campaign_id::uuid IS NULL OR r.campaign_id = @campaign_id)
+   AND (@sale_id::uuid IS NULL OR r.sale_id = @sale_id)
+   AND (@customer_id::text IS NULL OR r.customer_id = @customer_id)
+   AND (@order_id::text IS NULL OR r.order_id = @order_id)
+   AND (@status::text IS NULL OR r.status = @status)
+   AND (@from_at::timestamptz IS NULL OR r.redeemed_at >= @from_at)
+   AND (@to_at::timestamptz IS NULL OR r.redeemed_at < @to_at)
+ ORDER BY r.id DESC
+ LIMIT @limit;
+
+-- name: voucher_id_of_code :one
+-- Which voucher a code in a filter means.
+SELECT v.id FROM vf.vouchers v WHERE v.project_id = @project_id AND v.code_norm = @code_norm;
+
+-- name: roll_back :one
+-- Gives a redemption's unit back, once.
+SELECT outcome, voucher_id, lease_id, lease_state, customer_id
+  FROM vf.roll_back(@project_id, @id, @reason, @window);
+
+-- name: lease_of_tag :one
+-- The lease a win's id was drawn from, to tell "not settled yet" from "never existed".
+SELECT l.id AS lease_id, l.state, l.open_to FROM vf.leases l WHERE l.project_id = @project_id AND l.tag = @tag;
+
+-- name: records :many
+-- A page of a voucher's redemptions as idempotency records, for arming a lease or telling Redis a sold-out crowd.
+SELECT r.id, r.idempotency_key AS key, r.fingerprint, r.redeemed_at, r.remaining, coalesce(r.sale_seq, r.seq) AS seq,
+       r.order_value_minor, r.discount_minor
+  FROM vf.redemptions r
+ WHERE r.project_id = @project_id AND r.voucher_id = @voucher_id AND r.redeemed_at IS NOT NULL
+   AND (@after::uuid IS NULL OR r.id > @after)
+ ORDER BY r.id
+ LIMIT @limit;
+
+-- name: customers :many
+-- A page of a voucher's customers with what they hold, for the same two purposes.
+SELECT k.customer_id, k.live_count, k.last_redemption_id
+  FROM vf.customer_counts k
+ WHERE k.project_id = @project_id AND k.scope_id = @voucher_id AND k.live_count > 0
+   AND (@after::text IS NULL OR k.customer_id > @after)
+ ORDER BY k.customer_id
+ LIMIT @limit;
+
+-- name: crowd_facts :one
+-- Whether a voucher is sold out, at which version, in which lineage: what the crowd may be told.
+SELECT v.crowd_version, vf.lineage() AS lineage, v.per_customer_limit,
+       v.authority = 'pg' AND v.status = 'active' AND v.flash_sale_id IS NOT DISTINCT FROM @sale_id
+       AND (s.status IS NULL OR s.status = 'open')
+       AND (s.ends_at IS NULL OR s.ends_at > clock_timestamp())
+       AND (v.expires_at IS NULL OR v.expires_at > clock_timestamp())
+       AND coalesce(least(v.max_redemptions - v.direct_count - v.leased_count, s.stock - s.sold_count) = 0, false)
+       AS is_sold_out
+  FROM vf.vouchers v
+  LEFT JOIN vf.flash_sales s ON s.project_id = v.project_id AND s.id = v.flash_sale_id
+ WHERE v.project_id = @project_id AND v.id = @voucher_id;

@@ -1,0 +1,509 @@
+"""Redeeming a voucher: price it, let PostgreSQL (or a live lease) decide, answer.
+
+`NewRedemption` is what a caller sends, `Redemption` what is answered, stored and read back. The
+operations here serve every door and both modes; the SQL functions judge, this file never does.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+import core.db as db
+from core import ids
+from core.api_keys import Caller
+from core.errors import IdempotencyMismatch, Invalid, NotFound, Refusal, Unavailable
+from core.rules import codes, discounts, money
+from core.rules.discounts import DiscountType
+from core.shared_commits import Ask, Decision, SharedCommits
+
+# Hot vouchers of a process; a miss is one indexed read.
+TERMS_MAX: Final = 10_000
+# A refusal that was judged from cached terms is only given when they are younger than this.
+TERMS_REFUSE_S: Final = 1.0
+ROLLBACK_WINDOW: Final = timedelta(minutes=30)
+# Ids and references of other systems: UUIDs, URNs and long order numbers fit.
+REFERENCE_LENGTH_MAX: Final = 200
+METADATA_KEYS_MAX: Final = 50
+METADATA_BYTES_MAX: Final = 4_096
+
+Scalar = str | int | float | bool | None
+
+
+class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to redeem or claim. `order_value` is the text of a JSON number."""
+
+    customer_id: str | None = None
+    order_value: msgspec.Raw = msgspec.Raw(b"null")
+    order_id: str | None = None
+    metadata: dict[str, Scalar] | None = None
+
+
+class Redemption(msgspec.Struct, frozen=True):
+    """A redemption as it is answered: the same at once, on a retry and when read back.
+
+    `remaining` is the smallest limit that was left right after it, None without limits. `seq` is
+    its number, unique in its voucher or flash sale. `status`: redeemed or rolled_back.
+    """
+
+    redemption_id: str
+    status: str
+    code: str
+    discount_applied: msgspec.Raw
+    remaining: int | None
+    seq: int
+    order_value: msgspec.Raw
+    currency: str
+    customer_id: str | None
+    order_id: str | None
+    redeemed_at: str
+    flash_sale_id: str | None = None
+    campaign_id: str | None = None
+    metadata: dict[str, Scalar] | None = None
+    rolled_back_at: str | None = None
+    rollback_reason: str | None = None
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What a price is computed from, with the versions that PostgreSQL holds it against."""
+
+    project_id: UUID
+    voucher_id: UUID
+    code: str
+    code_norm: str
+    terms_version: int
+    campaign_id: UUID | None
+    campaign_version: int | None
+    sale_id: UUID | None
+    authority: str
+    sale_only: bool
+    discount_type: DiscountType
+    discount_bp: int | None
+    discount_minor: int | None
+    min_order_minor: int | None
+    needs_customer: bool
+    crowd_version: int
+
+
+class Priced(msgspec.Struct, frozen=True):
+    """A request with everything computed that will ever be computed of it."""
+
+    new: NewRedemption
+    order_value_minor: int
+    discount_minor: int
+    fingerprint: bytes
+    metadata: str | None
+
+
+_encoder: Final = msgspec.json.Encoder(order="deterministic")
+
+_DETAILS: Final = {
+    "limit_reached": "This voucher has been redeemed as often as it may be.",
+    "customer_limit_reached": "This customer has redeemed the voucher as often as allowed.",
+    "sold_out": "Every unit of this sale has been taken.",
+    "voucher_inactive": "This voucher is not active.",
+    "voucher_expired": "This voucher has expired.",
+    "not_started": "This voucher cannot be redeemed yet.",
+    "ended": "This sale is over.",
+    "paused": "This sale is paused.",
+}
+
+
+def refusal(outcome: str, **extra: Any) -> Refusal:
+    """Return a refusal with its plain sentence."""
+    return Refusal(code=outcome, detail=_DETAILS[outcome], extra=extra)
+
+
+def checked(new: NewRedemption) -> NewRedemption:
+    """Hold the references and metadata of a request against their bounds.
+
+    Raises: Invalid, naming the field.
+    """
+    for name in ("customer_id", "order_id"):
+        value = getattr(new, name)
+        if value is not None and not 0 < len(value) <= REFERENCE_LENGTH_MAX:
+            raise Invalid(f"{name} must have 1 to {REFERENCE_LENGTH_MAX} characters", field=name)
+    if new.metadata and (
+        len(new.metadata) > METADATA_KEYS_MAX
+        or len(_encoder.encode(new.metadata)) > METADATA_BYTES_MAX
+    ):
+        raise Invalid(
+            f"metadata takes up to {METADATA_KEYS_MAX} members and {METADATA_BYTES_MAX} bytes",
+            field="metadata",
+        )
+    return new
+
+
+def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
+    """Compute the discount, once. Pure. Refuses: order_value_too_low. Raises: Invalid."""
+    order_value = None
+    if money.is_given(new.order_value):
+        order_value = money.parse_amount(new.order_value, currency, field="order_value")
+    if terms.needs_customer and new.customer_id is None:
+        raise Invalid(
+            "customer_id is required: this voucher is limited per customer", field="customer_id"
+        )
+    if terms.min_order_minor:
+        if order_value is None:
+            raise Invalid(
+                "order_value is required: this voucher has a minimum", field="order_value"
+            )
+        if order_value < terms.min_order_minor:
+            exponent = money.exponent_of(currency) or 0
+            seen, wanted = (
+                money.json_amount(minor, exponent) for minor in (order_value, terms.min_order_minor)
+            )
+            return Refusal(
+                code="order_value_too_low",
+                detail=f"The order is worth {bytes(seen).decode()}; "
+                f"this voucher needs {bytes(wanted).decode()}.",
+                because={"rule": "min_order_value", "seen": seen, "wanted": wanted},
+            )
+    discount = discounts.discount_minor(
+        terms.discount_type,
+        bp=terms.discount_bp,
+        amount_minor=terms.discount_minor,
+        order_value_minor=order_value,
+    )
+    canonical = _encoder.encode((new.customer_id, order_value, new.order_id, new.metadata))
+    digest = hashlib.sha256(terms.code_norm.encode() + b"\n" + canonical).digest()[:16]
+    return Priced(
+        new=new,
+        order_value_minor=order_value or 0,
+        discount_minor=discount,
+        fingerprint=digest,
+        metadata=_encoder.encode(new.metadata).decode() if new.metadata else None,
+    )
+
+
+def iso_ms(at: datetime) -> str:
+    """Write an instant as RFC 3339 UTC with milliseconds, cutting off what is below."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def answer(
+    caller: Caller,
+    terms: Terms,
+    priced: Priced,
+    *,
+    redemption_id: UUID,
+    seq: int,
+    remaining: int | None,
+    redeemed_at: datetime,
+    order_value_minor: int,
+    discount_minor: int,
+    sale_id: UUID | None,
+) -> Redemption:
+    """Put an answer together; a replay gets the figures of the first answer."""
+    new = priced.new
+    exponent = caller.exponent
+    return Redemption(
+        redemption_id=ids.format_id("rdm", redemption_id),
+        status="redeemed",
+        code=terms.code,
+        discount_applied=money.json_amount(discount_minor, exponent),
+        remaining=remaining,
+        seq=seq,
+        order_value=money.json_amount(order_value_minor, exponent),
+        currency=caller.currency,
+        customer_id=new.customer_id,
+        order_id=new.order_id,
+        redeemed_at=iso_ms(redeemed_at),
+        flash_sale_id=ids.format_id("fls", sale_id) if sale_id else None,
+        campaign_id=ids.format_id("cmp", terms.campaign_id) if terms.campaign_id else None,
+        metadata=new.metadata or None,
+    )
+
+
+class TermsCache:
+    """The terms of vouchers that are being redeemed, by project and code.
+
+    A hint: PostgreSQL is told the version and answers `repriced` when it has another.
+    """
+
+    def __init__(self, database: db.Database) -> None:
+        """Start empty."""
+        self._database = database
+        self._known: OrderedDict[tuple[UUID, str], tuple[Terms, float]] = OrderedDict()
+        self._loading: dict[tuple[UUID, str], asyncio.Task[Terms | None]] = {}
+
+    def peek(self, project_id: UUID, code_norm: str) -> tuple[Terms, float] | None:
+        """Return cached terms and their age in seconds."""
+        known = self._known.get((project_id, code_norm))
+        return (known[0], time.monotonic() - known[1]) if known else None
+
+    async def load(self, project_id: UUID, code_norm: str) -> Terms | None:
+        """Read the terms anew; concurrent callers share one read. None: no such code."""
+        at = (project_id, code_norm)
+        task = self._loading.get(at)
+        if task is None:
+            task = asyncio.ensure_future(self._read(project_id, code_norm))
+            self._loading[at] = task
+            task.add_done_callback(lambda _: self._loading.pop(at, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, project_id: UUID, code_norm: str) -> Terms | None:
+        began = time.monotonic()
+        async with self._database.transaction(project_id, reads_only=True) as conn:
+            terms = await db.one(
+                conn, "redemptions.terms", Terms, project_id=project_id, code_norm=code_norm
+            )
+        at = (project_id, code_norm)
+        if terms is None:
+            self._known.pop(at, None)
+            return None
+        self._known[at] = (terms, began)
+        self._known.move_to_end(at)
+        if len(self._known) > TERMS_MAX:
+            self._known.popitem(last=False)
+        return terms
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A redemption as the ledger has it."""
+
+    id: UUID
+    code: str
+    voucher_id: UUID
+    campaign_id: UUID | None
+    sale_id: UUID | None
+    customer_id: str | None
+    order_id: str | None
+    order_value_minor: int
+    discount_minor: int
+    remaining: int | None
+    seq: int
+    status: str
+    redeemed_at: datetime
+    rolled_back_at: datetime | None
+    rollback_reason: str | None
+    metadata: dict[str, Scalar] | None
+
+
+def from_row(caller: Caller, row: Row) -> Redemption:
+    """Show a row of the ledger as it was answered."""
+    return Redemption(
+        redemption_id=ids.format_id("rdm", row.id),
+        status=row.status,
+        code=row.code,
+        discount_applied=money.json_amount(row.discount_minor, caller.exponent),
+        remaining=row.remaining,
+        seq=row.seq,
+        order_value=money.json_amount(row.order_value_minor, caller.exponent),
+        currency=caller.currency,
+        customer_id=row.customer_id,
+        order_id=row.order_id,
+        redeemed_at=iso_ms(row.redeemed_at),
+        flash_sale_id=ids.format_id("fls", row.sale_id) if row.sale_id else None,
+        campaign_id=ids.format_id("cmp", row.campaign_id) if row.campaign_id else None,
+        metadata=row.metadata or None,
+        rolled_back_at=iso_ms(row.rolled_back_at) if row.rolled_back_at else None,
+        rollback_reason=row.rollback_reason,
+    )
+
+
+async def decide(
+    commits: SharedCommits, caller: Caller, terms: Terms, priced: Priced, key: str | None
+) -> tuple[Decision, UUID]:
+    """Let PostgreSQL decide one priced request, in a commit it shares."""
+    redemption_id = ids.new()
+    ask = Ask(
+        project_id=terms.project_id,
+        voucher_id=terms.voucher_id,
+        version=terms.terms_version,
+        campaign_id=terms.campaign_id,
+        campaign_version=terms.campaign_version,
+        sale_id=terms.sale_id,
+        id=redemption_id,
+        key=key or ids.format_id("rdm", redemption_id),
+        fingerprint=priced.fingerprint,
+        customer_id=priced.new.customer_id,
+        order_value_minor=priced.order_value_minor,
+        discount_minor=priced.discount_minor,
+        order_id=priced.new.order_id,
+        metadata=priced.metadata,
+    )
+    return await commits.submit(ask), redemption_id
+
+
+def judged(
+    caller: Caller, terms: Terms, priced: Priced, decision: Decision
+) -> Redemption | Refusal:
+    """Turn PostgreSQL's decision into the answer.
+
+    Raises: IdempotencyMismatch; NotFound; Unavailable when the terms moved twice in a row.
+    """
+    match decision.outcome:
+        case "redeemed" | "replayed":
+            assert decision.seq is not None and decision.redeemed_at is not None
+            assert decision.order_value_minor is not None and decision.discount_minor is not None
+            return answer(
+                caller,
+                terms,
+                priced,
+                redemption_id=decision.id,
+                seq=decision.seq,
+                remaining=decision.remaining,
+                redeemed_at=decision.redeemed_at,
+                order_value_minor=decision.order_value_minor,
+                discount_minor=decision.discount_minor,
+                sale_id=terms.sale_id,
+            )
+        case "mismatch":
+            raise IdempotencyMismatch
+        case "customer_limit_reached" if decision.existing is not None and caller.is_secret:
+            existing = ids.format_id("rdm", decision.existing)
+            return refusal("customer_limit_reached", redemption_id=existing)
+        case "customer_required":
+            raise Invalid(
+                "customer_id is required: this voucher is limited per customer",
+                field="customer_id",
+            )
+        case "not_found":
+            raise NotFound("There is no voucher with this code.")
+        case "repriced" | "rerouted":
+            raise Unavailable("Nothing was applied: the voucher's terms are changing.")
+        case outcome:
+            return refusal(outcome)
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """What narrows a list of redemptions; None does not narrow."""
+
+    code: str | None = None
+    campaign_id: UUID | None = None
+    sale_id: UUID | None = None
+    customer_id: str | None = None
+    order_id: str | None = None
+    status: str | None = None
+    from_at: datetime | None = None
+    to_at: datetime | None = None
+
+
+async def list_page(
+    database: db.Database, caller: Caller, narrow: Filter, *, before: UUID | None, limit: int
+) -> tuple[list[Redemption], bool]:
+    """Return a page, newest first, and whether more follow. An unknown code has no redemptions."""
+    async with database.transaction(caller.project_id, reads_only=True) as conn:
+        voucher_id = None
+        if narrow.code is not None:
+            norm = codes.normalise(narrow.code)
+            voucher_id = norm and await db.one(
+                conn,
+                "redemptions.voucher_id_of_code",
+                UUID,
+                project_id=caller.project_id,
+                code_norm=norm,
+            )
+            if not voucher_id:
+                return [], False
+        rows = await db.many(
+            conn,
+            "redemptions.list",
+            Row,
+            project_id=caller.project_id,
+            before=before,
+            voucher_id=voucher_id,
+            campaign_id=narrow.campaign_id,
+            sale_id=narrow.sale_id,
+            customer_id=narrow.customer_id,
+            order_id=narrow.order_id,
+            status=narrow.status,
+            from_at=narrow.from_at,
+            to_at=narrow.to_at,
+            limit=limit + 1,
+        )
+    return [from_row(caller, row) for row in rows[:limit]], len(rows) > limit
+
+
+class _LeaseOfTag(msgspec.Struct):
+    lease_id: UUID
+    state: str
+    open_to: int
+
+
+async def read(database: db.Database, caller: Caller, redemption_id: UUID) -> Redemption | Refusal:
+    """Return one redemption. Refuses: not_settled_yet, for a win that the ledger has not yet.
+
+    Raises: NotFound.
+    """
+    async with database.transaction(caller.project_id, reads_only=True) as conn:
+        row = await db.one(
+            conn, "redemptions.read", Row, project_id=caller.project_id, id=redemption_id
+        )
+        if row is not None:
+            return from_row(caller, row)
+        return await _unsettled(conn, caller, redemption_id)
+
+
+async def _unsettled(conn: db.Connection, caller: Caller, redemption_id: UUID) -> Refusal:
+    tag = ids.tag_of_win(redemption_id)
+    lease = (
+        await db.one(
+            conn,
+            "redemptions.lease_of_tag",
+            _LeaseOfTag,
+            project_id=caller.project_id,
+            tag=tag,
+        )
+        if tag < 1 << 63
+        else None
+    )
+    if lease is not None and lease.state != "settled":
+        seq = ids.seq_of_win(redemption_id, lease.lease_id)
+        if seq is not None and seq <= lease.open_to:
+            return Refusal(
+                code="not_settled_yet",
+                detail="This win is on its way into the ledger; ask again in a moment.",
+            )
+    raise NotFound("There is no redemption with this id.")
+
+
+class RolledBack(msgspec.Struct, frozen=True):
+    """What `vf.roll_back` did; the lease and customer are there when Redis must hear of it."""
+
+    outcome: str
+    voucher_id: UUID | None
+    lease_id: UUID | None
+    lease_state: str | None
+    customer_id: str | None
+
+
+async def roll_back(
+    conn: db.Connection, caller: Caller, redemption_id: UUID, reason: str | None
+) -> RolledBack | Refusal:
+    """Give the unit of a redemption back, once, within 30 minutes; the row stays.
+
+    Refuses: already_rolled_back, rollback_window_passed, not_settled_yet. Raises: NotFound.
+    Concurrency: locks campaign, voucher, then changes the row if it is still live.
+    """
+    done = await db.one(
+        conn,
+        "redemptions.roll_back",
+        RolledBack,
+        project_id=caller.project_id,
+        id=redemption_id,
+        reason=reason,
+        window=ROLLBACK_WINDOW,
+    )
+    assert done is not None
+    match done.outcome:
+        case "rolled_back":
+            return done
+        case "not_found":
+            return await _unsettled(conn, caller, redemption_id)
+        case "already_rolled_back":
+            return Refusal(
+                code="already_rolled_back", detail="This redemption was rolled back before."
+            )
+        case _:
+            minutes = int(ROLLBACK_WINDOW.total_seconds()) // 60
+            return Refusal(
+                code="rollback_window_passed",
+                detail=f"A redemption can be rolled back for {minutes} minutes.",
+            )
