@@ -27,15 +27,19 @@ def convert_rows(rows: list[Any], type_: type[T]) -> list[T]:
     if not rows:
         return []
     key = (type_, tuple(rows[0].keys()))
-    shape = _shapes.get(key)
-    if shape is None:
-        shape = _shape(type_, key[1])
+    convert = _shapes.get(key)
+    if convert is None:
+        convert = shape(type_, key[1])
         assert len(_shapes) < _SHAPES_MAX, "statements or types are made at run time"
-        _shapes[key] = shape
-    return shape(rows)
+        _shapes[key] = convert
+    return convert(rows)
 
 
-def _shape(type_: Any, columns: tuple[str, ...]) -> Callable[[list[Any]], list[Any]]:
+def shape(type_: Any, columns: tuple[str, ...]) -> Callable[[list[Any]], list[Any]]:
+    """Return what turns rows of these columns into `type_`.
+
+    Raises: TypeError when the two do not fit.
+    """
     if type_ is dict:
         return lambda rows: [dict(row) for row in rows]
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):

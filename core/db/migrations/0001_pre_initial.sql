@@ -570,7 +570,7 @@ END $$;
 -- p_lots cuts the arrays: lot i is voucher p_vouchers[i], items p_starts[i] .. p_starts[i + 1] - 1.
 CREATE FUNCTION vf.redeem_campaign(
     p_project uuid, p_campaign uuid, p_campaign_version bigint,
-    p_vouchers uuid[], p_versions bigint[], p_starts integer[],
+    p_vouchers uuid[], p_versions bigint[], p_sales uuid[], p_starts integer[],
     p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
     p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[])
 RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
@@ -590,7 +590,7 @@ BEGIN
         z := coalesce(p_starts[i + 1], cardinality(p_ids) + 1) - 1;
         RETURN QUERY SELECT r.ord + a - 1, r.outcome, r.id, r.seq, r.remaining, r.redeemed_at, r.order_value_minor,
                             r.discount_minor, r.existing
-          FROM vf.redeem_many(p_project, p_vouchers[i], p_versions[i], p_campaign, p_campaign_version, NULL,
+          FROM vf.redeem_many(p_project, p_vouchers[i], p_versions[i], p_campaign, p_campaign_version, p_sales[i],
                    p_ids[a:z], p_keys[a:z], p_fingerprints[a:z], p_customers[a:z], p_order_values[a:z],
                    p_discounts[a:z], p_order_ids[a:z], p_metadata[a:z]) r;
     END LOOP;
