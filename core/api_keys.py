@@ -110,7 +110,7 @@ async def create(
     token = generate(kind)
     key = await db.one(
         conn, "api_keys.create", ApiKey,
-        project_id=caller.project_id, id=ids.new(), kind=kind, name=name,
+        project_id=caller.project_id, id=ids.new(), kind=kind, key_name=name,
         digest=digest_of(token.encode(), secret), hint=hint_of(token),
     )  # fmt: skip
     assert key is not None
@@ -122,12 +122,11 @@ async def create(
 async def get(conn: db.Connection, caller: Caller, public_id: str) -> ApiKey:
     """Return one key. Raises: NotFound."""
     key_id = ids.parse_id("key", public_id)
-    key = key_id and await db.one(
-        conn, "api_keys.get", ApiKey, project_id=caller.project_id, id=key_id
-    )
-    if not key:
-        raise NotFound("There is no such API key in this project.")
-    return key
+    if key_id is not None:
+        key = await db.one(conn, "api_keys.get", ApiKey, project_id=caller.project_id, id=key_id)
+        if key is not None:
+            return key
+    raise NotFound("There is no such API key in this project.")
 
 
 async def page(
@@ -144,12 +143,10 @@ async def revoke(conn: db.Connection, caller: Caller, public_id: str, *, origin:
 
     Idempotent: a revoked key keeps its first instant and is not audited twice. Raises: NotFound.
     """
-    key_id = ids.parse_id("key", public_id)
-    revoked = await db.run(
-        conn, "api_keys.revoke", project_id=caller.project_id, id=key_id or caller.project_id
-    )
+    before = await get(conn, caller, public_id)
+    is_revoked = await db.run(conn, "api_keys.revoke", project_id=caller.project_id, id=before.id)
     key = await get(conn, caller, public_id)
-    if revoked:
+    if is_revoked:
         await audit_log.write(conn, caller, "api_key.revoked", public_id,
                               {"type": key.kind, "hint": key.hint}, origin=origin)  # fmt: skip
     return key

@@ -1,0 +1,437 @@
+"""Vouchers: made, read, edited, switched on and off, and validated. Redeeming is its own noun."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+import msgspec
+
+from core import campaigns, db, ids
+from core.api_keys import Caller
+from core.errors import AlreadyExists, Invalid, NotFound, Refusal
+from core.rules import codes, limits, money
+from core.rules.discounts import DiscountType
+from core.rules.limits import Metadata, Terms
+from core.shapes import Amount, Count, Instant
+
+Status = Literal["active", "disabled", "expired"]
+
+
+class NewVoucher(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a voucher is made from. Without a code a random one is drawn."""
+
+    code: str | None = None
+    discount_type: DiscountType | None = None
+    discount_value: Amount = msgspec.field(default_factory=msgspec.Raw)
+    campaign_id: str | None = None
+    max_redemptions: Count | None = None
+    per_customer_limit: Count | None = None
+    starts_at: Instant | None = None
+    expires_at: Instant | None = None
+    min_order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
+    metadata: Metadata | None = None
+
+
+class VoucherPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What may change of a voucher: members that are left out stay, null clears."""
+
+    starts_at: Instant | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: Instant | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: Metadata | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a redemption would be, asked without one."""
+
+    customer_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """A voucher's row with what its campaign adds.
+
+    `leased_count` holds the units out at a fast sale, `unsold_count` those of them that the
+    ledger does not know as sold.
+    """
+
+    id: UUID
+    code: str
+    campaign_id: UUID | None
+    status: Literal["active", "disabled"]
+    discount_type: DiscountType | None
+    discount_bp: int | None
+    discount_minor: int | None
+    min_order_minor: int | None
+    max_redemptions: int | None
+    per_customer_limit: int | None
+    starts_at: datetime | None
+    expires_at: datetime | None
+    metadata: Metadata
+    direct_count: int
+    leased_count: int
+    unsold_count: int
+    authority: Literal["pg", "flash"]
+    flash_sale_id: UUID | None
+    sale_only: bool
+    terms_version: int
+    created_at: datetime
+    updated_at: datetime
+    campaign_status: Literal["active", "paused", "ended"] | None
+    campaign_terms_version: int | None
+    campaign_discount_type: DiscountType | None
+    campaign_discount_bp: int | None
+    campaign_discount_minor: int | None
+    campaign_min_order_minor: int | None
+    campaign_rest: int | None
+    campaign_per_customer_limit: int | None
+    campaign_starts_at: datetime | None
+    campaign_expires_at: datetime | None
+
+    @property
+    def terms(self) -> Terms:
+        """Its own discount, else its campaign's; of both windows and minimums the narrower."""
+        is_own = self.discount_type is not None
+        kind = self.discount_type or self.campaign_discount_type
+        assert kind is not None, "a voucher without a discount of its own has a campaign's"
+        return Terms(
+            discount_type=kind,
+            discount_bp=self.discount_bp if is_own else self.campaign_discount_bp,
+            discount_minor=self.discount_minor if is_own else self.campaign_discount_minor,
+            min_order_minor=max(
+                self.min_order_minor or 0, self.campaign_min_order_minor or 0
+            ) or None,
+            starts_at=max(filter(None, (self.starts_at, self.campaign_starts_at)), default=None),
+            expires_at=min(
+                filter(None, (self.expires_at, self.campaign_expires_at)), default=None
+            ),
+        )  # fmt: skip
+
+    @property
+    def remaining(self) -> int | None:
+        """The smallest rest of voucher and campaign; units out at a fast sale count as gone."""
+        rest = (
+            None
+            if self.max_redemptions is None
+            else self.max_redemptions - self.direct_count - self.leased_count
+        )
+        return limits.smallest_rest(rest, self.campaign_rest)
+
+
+class Voucher(msgspec.Struct, frozen=True, kw_only=True):
+    """A voucher as the API shows it."""
+
+    id: str
+    code: str
+    status: Status
+    discount_type: DiscountType | None
+    discount_value: Amount | None
+    campaign_id: str | None
+    max_redemptions: int | None
+    per_customer_limit: int | None
+    redeemed_count: int
+    remaining: int | None
+    min_order_value: Amount | None
+    starts_at: datetime | None
+    expires_at: datetime | None
+    metadata: Metadata
+    created_at: datetime
+    updated_at: datetime
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to "would it work": `code` is the voucher's where it would, else the refusal's."""
+
+    valid: bool
+    code: str
+    voucher: str
+    discount_applied: Amount
+    remaining: int | None
+    detail: str | None = None
+    because: dict[str, object] | None = None
+
+
+class _SaleState(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+    starts_at: datetime | None
+    ends_at: datetime | None
+    rest: int
+
+
+async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Voucher:
+    """Make a voucher. It inherits its campaign's discount where it has none of its own.
+
+    Raises: AlreadyExists for a code that is taken, NotFound for the campaign, Invalid.
+    """
+    given_code = codes.generate() if new.code is None else new.code
+    code_norm = codes.checked(given_code)
+    discount = limits.read_discount(new.discount_type, new.discount_value, caller.currency)
+    limits.check_window(new.starts_at, new.expires_at)
+    limits.check_metadata(new.metadata or {})
+    campaign_id = None
+    if new.campaign_id is not None:
+        campaign = await campaigns.find(conn, caller, new.campaign_id, field="campaign_id")
+        campaign_id = campaign.id
+        if discount is None and campaign.discount_type is None:
+            raise Invalid(
+                "discount_value is required: the campaign has no discount of its own",
+                field="discount_value",
+            )
+    elif discount is None:
+        raise Invalid(
+            "discount_value is required where there is no campaign_id", field="discount_value"
+        )
+    voucher_id = ids.new()
+    try:
+        await db.run(
+            conn, "vouchers.create",
+            project_id=caller.project_id, id=voucher_id, code=given_code.strip(" "),
+            code_norm=code_norm, campaign_id=campaign_id,
+            discount_type=discount and discount.type,
+            discount_bp=discount and discount.bp,
+            discount_minor=discount and discount.amount_minor,
+            min_order_minor=least_order(new.min_order_value, caller),
+            max_redemptions=new.max_redemptions, per_customer_limit=new.per_customer_limit,
+            starts_at=new.starts_at, expires_at=new.expires_at, metadata=new.metadata or {},
+        )  # fmt: skip
+    except db.UniqueViolation as violation:
+        if violation.constraint != "vouchers_code_key":
+            raise
+        raise AlreadyExists("A voucher with this code is there already.", field="code") from None
+    return show(await _by_id(conn, caller, voucher_id), caller)
+
+
+async def find(conn: db.Connection, caller: Caller, code_or_id: str) -> Stored:
+    """Return a voucher by its code, or by its `vch_…` id. Raises: NotFound."""
+    voucher_id = ids.parse_id("vch", code_or_id)
+    code_norm = codes.normalise(code_or_id)
+    stored = None
+    if voucher_id is not None:
+        stored = await db.one(
+            conn, "vouchers.by_id", Stored, project_id=caller.project_id, id=voucher_id
+        )
+    if stored is None and code_norm is not None:
+        stored = await db.one(
+            conn, "vouchers.by_code", Stored, project_id=caller.project_id, code_norm=code_norm
+        )
+    if stored is None:
+        raise NotFound("There is no such voucher in this project.")
+    return stored
+
+
+async def get(conn: db.Connection, caller: Caller, code_or_id: str) -> Voucher:
+    """Return a voucher as the API shows it. Raises: NotFound."""
+    return show(await find(conn, caller, code_or_id), caller)
+
+
+async def page(
+    conn: db.Connection,
+    caller: Caller,
+    *,
+    campaign_id: str | None,
+    status: Status | None,
+    after: UUID | None,
+    limit: int,
+) -> list[Voucher]:
+    """Return up to `limit` vouchers, newest first. Raises: NotFound for the campaign."""
+    campaign = campaign_id and await campaigns.find(conn, caller, campaign_id, field="campaign_id")
+    rows = await db.many(
+        conn, "vouchers.page", Stored,
+        project_id=caller.project_id, campaign_id=campaign.id if campaign else None,
+        status=status, after=after, limit=limit,
+    )  # fmt: skip
+    return [show(row, caller) for row in rows]
+
+
+async def edit(
+    conn: db.Connection, caller: Caller, code_or_id: str, patch: VoucherPatch
+) -> Voucher | Refusal:
+    """Change dates or metadata; a change of dates is a new version of the terms.
+
+    Refuses: voucher_in_sale for dates, while a flash sale holds the voucher.
+    Raises: NotFound, Invalid.
+    """
+    before = await find(conn, caller, code_or_id)
+    starts_at = before.starts_at if patch.starts_at is msgspec.UNSET else patch.starts_at
+    expires_at = before.expires_at if patch.expires_at is msgspec.UNSET else patch.expires_at
+    limits.check_window(starts_at, expires_at)
+    metadata = None if patch.metadata is msgspec.UNSET else patch.metadata or {}
+    limits.check_metadata(metadata or {})
+    try:
+        changed = await db.run(
+            conn, "vouchers.edit", project_id=caller.project_id, id=before.id,
+            sets_starts=patch.starts_at is not msgspec.UNSET, starts_at=starts_at,
+            sets_expires=patch.expires_at is not msgspec.UNSET, expires_at=expires_at,
+            metadata=metadata,
+        )  # fmt: skip
+    except db.CheckViolation as violation:
+        # Somebody moved the other date since the look above.
+        if violation.constraint != "vouchers_window":
+            raise
+        raise Invalid("expires_at must be later than starts_at", field="expires_at") from None
+    if not changed:
+        return _IN_SALE
+    return show(await _by_id(conn, caller, before.id), caller)
+
+
+async def switch(
+    conn: db.Connection, caller: Caller, code_or_id: str, *, status: Literal["active", "disabled"]
+) -> Voucher | Refusal:
+    """Disable or enable a voucher. Idempotent.
+
+    Refuses: voucher_in_sale, while a fast sale sells it without asking here.
+    Raises: NotFound.
+    """
+    stored = await find(conn, caller, code_or_id)
+    changed = await db.run(
+        conn, "vouchers.switch", project_id=caller.project_id, id=stored.id, status=status
+    )
+    after = await _by_id(conn, caller, stored.id)
+    if not changed and after.status != status:
+        return _IN_SALE
+    return show(after, caller)
+
+
+async def validate(
+    conn: db.Connection, caller: Caller, code_or_id: str, question: Question
+) -> Verdict:
+    """Say whether a redemption would work now, and what it would take off. Consumes nothing.
+
+    Without a customer or an order value the limits that need one are not judged. Under a fast
+    sale the rest is what the ledger knows, some milliseconds late.
+    Raises: NotFound, Invalid.
+    """
+    stored = await find(conn, caller, code_or_id)
+    order_value = None
+    if money.is_given(question.order_value):
+        order_value = money.parse_amount(question.order_value, caller.currency, field="order_value")
+    sale = await db.one(
+        conn, "vouchers.sale_state", _SaleState, project_id=caller.project_id, id=stored.id
+    )
+    holds_units = stored.authority == "flash" and sale is not None
+    remaining = (
+        limits.smallest_rest(sale.rest, None if holds_units else stored.remaining)
+        if sale is not None and (holds_units or stored.flash_sale_id is not None)
+        else stored.remaining
+    )
+    refusal = _refusal(stored, sale, order_value, caller) or await _rest_refusal(
+        conn, caller, stored, question.customer_id, remaining, is_sale=remaining != stored.remaining
+    )
+    if refusal is not None:
+        return Verdict(
+            valid=False, code=refusal.code, voucher=stored.code,
+            discount_applied=money.json_amount(0, caller.exponent), remaining=remaining,
+            detail=refusal.detail, because=refusal.because,
+        )  # fmt: skip
+    return Verdict(
+        valid=True, code=stored.code, voucher=stored.code,
+        discount_applied=money.json_amount(stored.terms.discount(order_value), caller.exponent),
+        remaining=remaining,
+    )  # fmt: skip
+
+
+def _refusal(
+    stored: Stored, sale: _SaleState | None, order_value_minor: int | None, caller: Caller
+) -> Refusal | None:
+    now = datetime.now(UTC)
+    if stored.status == "disabled":
+        return Refusal("voucher_inactive", "This code is disabled.")
+    if stored.campaign_status == "paused":
+        return Refusal("paused", "The campaign of this code is paused.")
+    if stored.campaign_status == "ended":
+        return Refusal("ended", "The campaign of this code has ended.")
+    if sale is None and stored.sale_only:
+        return Refusal("ended", "This code sells only in a flash sale, which is over.")
+    if sale is not None and (stored.sale_only or sale.status in ("open", "paused")):
+        if sale.status == "paused":
+            return Refusal("paused", "The flash sale is paused.")
+        if sale.status in ("closed", "fenced") or (sale.ends_at and now >= sale.ends_at):
+            return Refusal("ended", "The flash sale has ended.")
+        if sale.status == "scheduled" or (sale.starts_at and now < sale.starts_at):
+            return Refusal("not_started", "The flash sale has not begun yet.")
+    return limits.window_refusal(stored.terms, now) or limits.order_refusal(
+        stored.terms, order_value_minor, caller.currency
+    )
+
+
+async def _rest_refusal(
+    conn: db.Connection,
+    caller: Caller,
+    stored: Stored,
+    customer_id: str | None,
+    remaining: int | None,
+    *,
+    is_sale: bool,
+) -> Refusal | None:
+    if customer_id is not None and (
+        stored.per_customer_limit is not None or stored.campaign_per_customer_limit is not None
+    ):
+        is_used_up = await db.value(
+            conn, "vouchers.customer_used_up", bool,
+            project_id=caller.project_id, customer_id=customer_id, voucher_id=stored.id,
+            campaign_id=stored.campaign_id, per_voucher=stored.per_customer_limit,
+            per_campaign=stored.campaign_per_customer_limit,
+        )  # fmt: skip
+        if is_used_up:
+            return Refusal(
+                "customer_limit_reached", "This customer has used the code as often as allowed."
+            )
+    if remaining == 0:
+        if is_sale:
+            return Refusal("sold_out", "Every unit of the flash sale is taken.")
+        return Refusal("limit_reached", "This code has no redemption left.")
+    return None
+
+
+def show(stored: Stored, caller: Caller) -> Voucher:
+    """Write a row as the API shows it: texts for ids, decimals for money."""
+    terms = stored.terms
+    status: Status = stored.status
+    if (
+        status == "active"
+        and terms.expires_at is not None
+        and terms.expires_at <= datetime.now(UTC)
+    ):
+        status = "expired"
+    least = stored.min_order_minor
+    return Voucher(
+        id=ids.format_id("vch", stored.id),
+        code=stored.code,
+        status=status,
+        discount_type=terms.discount_type,
+        discount_value=limits.show_discount(
+            terms.discount_type, terms.discount_bp, terms.discount_minor, caller.exponent
+        ),
+        campaign_id=None
+        if stored.campaign_id is None
+        else ids.format_id("cmp", stored.campaign_id),
+        max_redemptions=stored.max_redemptions,
+        per_customer_limit=stored.per_customer_limit,
+        redeemed_count=stored.direct_count + stored.leased_count - stored.unsold_count,
+        remaining=stored.remaining,
+        min_order_value=None if least is None else money.json_amount(least, caller.exponent),
+        starts_at=stored.starts_at,
+        expires_at=stored.expires_at,
+        metadata=stored.metadata,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+    )
+
+
+def least_order(raw: msgspec.Raw, caller: Caller) -> int | None:
+    """Read `min_order_value`; None where it is not given. Raises: Invalid."""
+    if not money.is_given(raw):
+        return None
+    return money.parse_amount(raw, caller.currency, field="min_order_value")
+
+
+async def _by_id(conn: db.Connection, caller: Caller, voucher_id: UUID) -> Stored:
+    stored = await db.one(
+        conn, "vouchers.by_id", Stored, project_id=caller.project_id, id=voucher_id
+    )
+    assert stored is not None
+    return stored
+
+
+_IN_SALE = Refusal(
+    "voucher_in_sale", "A flash sale holds this voucher: its terms are frozen until it ends."
+)
