@@ -1,0 +1,308 @@
+-- What `verify` reads: one snapshot of the books, compared with itself. Nothing here locks or writes.
+-- @project is NULL for all projects. Offenders come at most @rows_max of each kind; `offenders` counts all of them.
+
+-- name: totals :one
+-- Operator: how much there is to check, for the figures beside each invariant.
+SELECT (SELECT count(*) FROM vf.vouchers k WHERE @project::uuid IS NULL OR k.project_id = @project) AS vouchers,
+       (SELECT count(*) FROM vf.campaigns k WHERE @project::uuid IS NULL OR k.project_id = @project) AS campaigns,
+       (SELECT count(*) FROM vf.flash_sales k WHERE @project::uuid IS NULL OR k.project_id = @project) AS sales,
+       (SELECT count(*) FROM vf.leases k WHERE @project::uuid IS NULL OR k.project_id = @project) AS leases,
+       (SELECT count(*) FROM vf.redemptions k WHERE @project::uuid IS NULL OR k.project_id = @project) AS redemptions,
+       (SELECT count(*) FROM vf.redemptions k WHERE (@project::uuid IS NULL OR k.project_id = @project)
+                                                AND k.status = 'redeemed') AS live,
+       (SELECT count(*) FROM vf.customer_counts k WHERE @project::uuid IS NULL OR k.project_id = @project) AS customers,
+       (SELECT count(*) FROM vf.quarantine k WHERE @project::uuid IS NULL OR k.project_id = @project) AS quarantined,
+       (SELECT coalesce(sum(k.burned), 0)::bigint FROM vf.leases k
+         WHERE @project::uuid IS NULL OR k.project_id = @project) AS burned,
+       (SELECT coalesce(sum(k.read_count), 0)::bigint FROM vf.lease_progress k
+         WHERE @project::uuid IS NULL OR k.project_id = @project) AS read_count,
+       (SELECT coalesce(sum(k.replayed_count), 0)::bigint FROM vf.lease_progress k
+         WHERE @project::uuid IS NULL OR k.project_id = @project) AS replayed_count,
+       (SELECT coalesce(sum(k.same_key_count), 0)::bigint FROM vf.lease_progress k
+         WHERE @project::uuid IS NULL OR k.project_id = @project) AS same_key_count;
+
+-- name: counts :many
+-- Operator: I1, I6 and I9 in one pass over the ledger: every counter, limit and number range against the rows
+-- themselves. A lease holds its size while it is out and open_to once settled, less what was rolled back.
+WITH ledger AS MATERIALIZED (
+    SELECT k.project_id, k.lease_id, k.voucher_id, k.campaign_id, k.sale_id, k.granted_size IS NULL AS is_direct,
+           count(*) AS row_count, count(*) FILTER (WHERE k.status = 'redeemed') AS live_count,
+           max(k.seq) AS seq_max, count(*) FILTER (WHERE k.seq > k.granted_size) AS above_grant
+      FROM vf.redemptions k
+     WHERE @project::uuid IS NULL OR k.project_id = @project
+     GROUP BY 1, 2, 3, 4, 5, 6
+), direct AS MATERIALIZED (
+    SELECT k.project_id, k.voucher_id, sum(k.live_count)::bigint AS live_count, max(k.seq_max) AS seq_max
+      FROM ledger k WHERE k.is_direct GROUP BY 1, 2
+), won AS MATERIALIZED (
+    SELECT k.project_id, k.lease_id, sum(k.row_count)::bigint AS row_count, sum(k.live_count)::bigint AS live_count,
+           max(k.seq_max) AS seq_max, sum(k.above_grant)::bigint AS above_grant
+      FROM ledger k WHERE NOT k.is_direct GROUP BY 1, 2
+), refused AS MATERIALIZED (
+    SELECT q.project_id, q.lease_id, count(*) AS entry_count,
+           count(DISTINCT q.seq) FILTER (WHERE q.seq > 0 AND NOT EXISTS (
+               SELECT 1 FROM vf.redemptions r WHERE r.lease_id = q.lease_id AND r.seq = q.seq)) AS hole_count
+      FROM vf.quarantine q GROUP BY 1, 2
+), lease AS MATERIALIZED (
+    SELECT l.*, coalesce(w.row_count, 0) AS row_count, coalesce(w.seq_max, 0) AS seq_max,
+           coalesce(w.above_grant, 0) AS above_grant,
+           CASE WHEN l.state = 'settled' THEN l.open_to ELSE l.size END
+               - coalesce(w.row_count - w.live_count, 0) AS unit_count,
+           coalesce((SELECT max(g.size) FROM vf.lease_grants g
+                      WHERE g.lease_id = l.id AND g.project_id = l.project_id), 0) AS granted_max,
+           p.accounted, p.read_count, p.inserted_count, p.replayed_count, p.same_key_count, p.quarantined_count,
+           coalesce(q.entry_count, 0) AS entry_count, coalesce(q.hole_count, 0) AS refused_holes
+      FROM vf.leases l
+      LEFT JOIN won w ON w.lease_id = l.id AND w.project_id = l.project_id
+      LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
+      LEFT JOIN refused q ON q.lease_id = l.id AND q.project_id = l.project_id
+     WHERE @project::uuid IS NULL OR l.project_id = @project
+), voucher AS MATERIALIZED (
+    SELECT v.*, coalesce(d.live_count, 0) AS live_count, coalesce(d.seq_max, 0) AS seq_max,
+           coalesce(l.unit_count, 0) AS unit_count
+      FROM vf.vouchers v
+      LEFT JOIN direct d ON d.project_id = v.project_id AND d.voucher_id = v.id
+      LEFT JOIN (SELECT k.project_id, k.voucher_id, sum(k.unit_count)::bigint AS unit_count
+                   FROM lease k GROUP BY 1, 2) l ON l.project_id = v.project_id AND l.voucher_id = v.id
+     WHERE @project::uuid IS NULL OR v.project_id = @project
+), sale AS MATERIALIZED (
+    SELECT s.*, coalesce(d.live_count, 0) AS live_count, coalesce(l.unit_count, 0) AS unit_count,
+           coalesce(l.burned, 0) AS burned
+      FROM vf.flash_sales s
+      LEFT JOIN (SELECT k.project_id, k.sale_id, sum(k.live_count)::bigint AS live_count
+                   FROM ledger k WHERE k.is_direct AND k.sale_id IS NOT NULL GROUP BY 1, 2) d
+             ON d.project_id = s.project_id AND d.sale_id = s.id
+      LEFT JOIN (SELECT k.project_id, k.sale_id, sum(k.unit_count)::bigint AS unit_count, sum(k.burned)::bigint AS burned
+                   FROM lease k GROUP BY 1, 2) l ON l.project_id = s.project_id AND l.sale_id = s.id
+     WHERE @project::uuid IS NULL OR s.project_id = @project
+), campaign AS MATERIALIZED (
+    SELECT c.*, coalesce(d.live_count, 0) AS live_count, coalesce(l.unit_count, 0) AS unit_count
+      FROM vf.campaigns c
+      LEFT JOIN (SELECT k.project_id, k.campaign_id, sum(k.live_count)::bigint AS live_count
+                   FROM ledger k WHERE k.is_direct AND k.campaign_id IS NOT NULL GROUP BY 1, 2) d
+             ON d.project_id = c.project_id AND d.campaign_id = c.id
+      LEFT JOIN (SELECT k.project_id, k.campaign_id, sum(k.unit_count)::bigint AS unit_count
+                   FROM lease k WHERE k.campaign_id IS NOT NULL GROUP BY 1, 2) l
+             ON l.project_id = c.project_id AND l.campaign_id = c.id
+     WHERE @project::uuid IS NULL OR c.project_id = @project
+), offender (invariant, what, project_id, prefix, subject, expected, found) AS (
+    SELECT 'I1', 'a voucher''s direct_count is its live direct redemptions', k.project_id, 'vch', k.id,
+           k.live_count, k.direct_count FROM voucher k WHERE k.direct_count <> k.live_count
+    UNION ALL
+    SELECT 'I1', 'a voucher''s leased_count is what its leases hold', k.project_id, 'vch', k.id,
+           k.unit_count, k.leased_count FROM voucher k WHERE k.leased_count <> k.unit_count
+    UNION ALL
+    SELECT 'I1', 'a voucher redeems at most max_redemptions', k.project_id, 'vch', k.id, k.max_redemptions,
+           greatest(k.direct_count + k.leased_count, k.live_count + k.unit_count) FROM voucher k
+     WHERE greatest(k.direct_count + k.leased_count, k.live_count + k.unit_count) > k.max_redemptions
+    UNION ALL
+    SELECT 'I1', 'a sale''s sold_count is its live direct redemptions', k.project_id, 'fls', k.id,
+           k.live_count, k.sold_count FROM sale k WHERE k.sold_count <> k.live_count
+    UNION ALL
+    SELECT 'I1', 'a sale''s leased_count is what its leases hold', k.project_id, 'fls', k.id,
+           k.unit_count, k.leased_count FROM sale k WHERE k.leased_count <> k.unit_count
+    UNION ALL
+    SELECT 'I1', 'a sale sells at most its stock', k.project_id, 'fls', k.id, k.stock,
+           greatest(k.sold_count + k.leased_count, k.live_count + k.unit_count) FROM sale k
+     WHERE greatest(k.sold_count + k.leased_count, k.live_count + k.unit_count) > k.stock
+    UNION ALL
+    SELECT 'I1', 'a sale''s burned_count is what its leases burned', k.project_id, 'fls', k.id,
+           k.burned, k.burned_count FROM sale k WHERE k.burned_count <> k.burned
+    UNION ALL
+    SELECT 'I1', 'a campaign''s direct_count is its live direct redemptions', k.project_id, 'cmp', k.id,
+           k.live_count, k.direct_count FROM campaign k WHERE k.direct_count <> k.live_count
+    UNION ALL
+    SELECT 'I1', 'a campaign''s leased_count is what its leases hold', k.project_id, 'cmp', k.id,
+           k.unit_count, k.leased_count FROM campaign k WHERE k.leased_count <> k.unit_count
+    UNION ALL
+    SELECT 'I1', 'a campaign redeems at most max_redemptions', k.project_id, 'cmp', k.id, k.max_redemptions,
+           greatest(k.direct_count + k.leased_count, k.live_count + k.unit_count) FROM campaign k
+     WHERE greatest(k.direct_count + k.leased_count, k.live_count + k.unit_count) > k.max_redemptions
+    UNION ALL
+    SELECT 'I1', 'a lease''s size is its largest grant', k.project_id, 'lease', k.id, k.granted_max, k.size
+      FROM lease k WHERE k.size <> k.granted_max
+    UNION ALL
+    SELECT 'I1', 'a lease has at most size redemptions', k.project_id, 'lease', k.id, k.size, k.row_count
+      FROM lease k WHERE k.row_count > k.size
+    UNION ALL
+    SELECT 'I1', 'a lease''s numbers end at open_to', k.project_id, 'lease', k.id, k.open_to, k.seq_max
+      FROM lease k WHERE k.seq_max > k.open_to
+    UNION ALL
+    SELECT 'I1', 'no number is above its grant', k.project_id, 'lease', k.id, 0, k.above_grant
+      FROM lease k WHERE k.above_grant > 0
+    UNION ALL
+    SELECT 'I1', 'a redemption''s lease is in the books', k.project_id, 'lease', k.lease_id, 0, k.row_count
+      FROM won k WHERE NOT EXISTS (SELECT 1 FROM lease l WHERE l.id = k.lease_id AND l.project_id = k.project_id)
+    UNION ALL
+    SELECT 'I1', 'a redemption''s voucher is in the books', k.project_id, 'vch', k.voucher_id, 0, k.row_count
+      FROM ledger k WHERE NOT EXISTS (SELECT 1 FROM vf.vouchers v
+                                       WHERE v.id = k.voucher_id AND v.project_id = k.project_id)
+    UNION ALL
+    SELECT 'I6', 'direct numbers are below next_number', k.project_id, 'vch', k.id, k.next_number - 1, k.seq_max
+      FROM voucher k WHERE k.seq_max >= k.next_number
+    UNION ALL
+    SELECT 'I6', 'up to accounted every number is a row, a repeated key or quarantined', k.project_id, 'lease', k.id,
+           k.same_key_count + k.refused_holes, k.accounted - k.row_count
+      FROM lease k WHERE k.state <> 'settled' AND k.accounted - k.row_count <> k.same_key_count + k.refused_holes
+    UNION ALL
+    SELECT 'I6', 'no row is above accounted', k.project_id, 'lease', k.id, k.accounted, k.seq_max
+      FROM lease k WHERE k.state <> 'settled' AND k.seq_max > k.accounted
+    UNION ALL
+    SELECT 'I6', 'a settled lease''s holes are burned', k.project_id, 'lease', k.id, k.open_to - k.row_count, k.burned
+      FROM lease k WHERE k.state = 'settled' AND k.burned <> k.open_to - k.row_count
+    UNION ALL
+    SELECT 'I6', 'a settled lease returned what is above open_to', k.project_id, 'lease', k.id,
+           k.size - k.open_to, k.returned FROM lease k WHERE k.state = 'settled' AND k.returned <> k.size - k.open_to
+    UNION ALL
+    SELECT 'I9', 'a lease''s progress is kept', k.project_id, 'lease', k.id, 1, 0 FROM lease k WHERE k.accounted IS NULL
+    UNION ALL
+    SELECT 'I9', 'read is inserted + replayed + same_key + quarantined', k.project_id, 'lease', k.id, k.read_count,
+           k.inserted_count + k.replayed_count + k.same_key_count + k.quarantined_count FROM lease k
+     WHERE k.read_count <> k.inserted_count + k.replayed_count + k.same_key_count + k.quarantined_count
+    UNION ALL
+    SELECT 'I9', 'inserted is the lease''s rows', k.project_id, 'lease', k.id, k.row_count, k.inserted_count
+      FROM lease k WHERE k.inserted_count <> k.row_count
+    UNION ALL
+    SELECT 'I9', 'quarantined is the lease''s quarantine', k.project_id, 'lease', k.id, k.entry_count,
+           k.quarantined_count FROM lease k WHERE k.quarantined_count <> k.entry_count
+), numbered AS (
+    SELECT k.*, count(*) OVER (PARTITION BY k.invariant, k.what) AS offenders,
+           row_number() OVER (PARTITION BY k.invariant, k.what ORDER BY k.subject) AS place FROM offender k
+)
+SELECT k.invariant, k.what, k.project_id, k.prefix, k.subject, NULL::text AS detail, k.expected, k.found, k.offenders
+  FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.invariant, k.what, k.place;
+
+-- name: duplicate_numbers :many
+-- Operator: I6, a number given out twice: (lease_id, seq), whatever index should have forbidden it.
+SELECT 'I6' AS invariant, 'a number is given out once' AS what, k.project_id, 'lease' AS prefix, k.lease_id AS subject,
+       'seq ' || k.seq AS detail, 1::bigint AS expected, count(*) AS found, count(*) OVER () AS offenders
+  FROM vf.redemptions k
+ WHERE @project::uuid IS NULL OR k.project_id = @project
+ GROUP BY k.project_id, k.lease_id, k.seq HAVING count(*) > 1
+ ORDER BY k.lease_id, k.seq LIMIT @rows_max::bigint;
+
+-- name: duplicate_sale_numbers :many
+-- Operator: I6, a sale-wide number answered twice, across all leases of the sale.
+SELECT 'I6' AS invariant, 'a sale-wide number is given out once' AS what, k.project_id, 'fls' AS prefix,
+       k.sale_id AS subject, 'seq ' || k.sale_seq AS detail, 1::bigint AS expected, count(*) AS found,
+       count(*) OVER () AS offenders
+  FROM vf.redemptions k
+ WHERE k.sale_seq IS NOT NULL AND (@project::uuid IS NULL OR k.project_id = @project)
+ GROUP BY k.project_id, k.sale_id, k.sale_seq HAVING count(*) > 1
+ ORDER BY k.sale_id, k.sale_seq LIMIT @rows_max::bigint;
+
+-- name: duplicate_keys :many
+-- Operator: I3, one idempotency key with two redemptions of a voucher.
+SELECT 'I3' AS invariant, 'an idempotency key has one redemption' AS what, k.project_id, 'vch' AS prefix,
+       k.voucher_id AS subject, 'key ' || k.idempotency_key AS detail, 1::bigint AS expected, count(*) AS found,
+       count(*) OVER () AS offenders
+  FROM vf.redemptions k
+ WHERE @project::uuid IS NULL OR k.project_id = @project
+ GROUP BY k.project_id, k.voucher_id, k.idempotency_key HAVING count(*) > 1
+ ORDER BY k.voucher_id, k.idempotency_key LIMIT @rows_max::bigint;
+
+-- name: duplicate_ids :many
+-- Operator: I3, one redemption id on two rows.
+SELECT 'I3' AS invariant, 'a redemption id has one row' AS what, k.project_id, 'rdm' AS prefix, k.id AS subject,
+       NULL::text AS detail, 1::bigint AS expected, count(*) AS found, count(*) OVER () AS offenders
+  FROM vf.redemptions k
+ WHERE @project::uuid IS NULL OR k.project_id = @project
+ GROUP BY k.project_id, k.id HAVING count(*) > 1
+ ORDER BY k.id LIMIT @rows_max::bigint;
+
+-- name: customers :many
+-- Operator: I5, live redemptions of a customer against the limit of the voucher and of the campaign, and against
+-- customer_counts: that table speaks for direct redemptions and settled leases, an open lease's counts are in Redis.
+WITH scope (project_id, id, prefix, limit_max) AS MATERIALIZED (
+    SELECT v.project_id, v.id, 'vch', v.per_customer_limit FROM vf.vouchers v
+     WHERE v.per_customer_limit IS NOT NULL AND (@project::uuid IS NULL OR v.project_id = @project)
+    UNION ALL
+    SELECT c.project_id, c.id, 'cmp', c.per_customer_limit FROM vf.campaigns c
+     WHERE c.per_customer_limit IS NOT NULL AND (@project::uuid IS NULL OR c.project_id = @project)
+), held AS MATERIALIZED (
+    SELECT s.project_id, s.id, s.prefix, s.limit_max, k.customer_id, count(*) AS live_count,
+           count(*) FILTER (WHERE l.id IS NULL OR l.state = 'settled') AS settled_count
+      FROM vf.redemptions k
+      CROSS JOIN LATERAL (VALUES (k.voucher_id), (k.campaign_id)) AS x (id)
+      JOIN scope s ON s.id = x.id AND s.project_id = k.project_id
+      LEFT JOIN vf.leases l ON l.id = k.lease_id AND l.project_id = k.project_id
+     WHERE k.status = 'redeemed' AND k.customer_id IS NOT NULL
+     GROUP BY 1, 2, 3, 4, 5
+), offender (what, project_id, prefix, subject, customer_id, expected, found) AS (
+    SELECT 'a customer has at most per_customer_limit', h.project_id, h.prefix, h.id, h.customer_id, h.limit_max,
+           h.live_count FROM held h WHERE h.live_count > h.limit_max
+    UNION ALL
+    SELECT 'customer_counts is the customer''s settled redemptions', s.project_id, s.prefix, s.id,
+           coalesce(h.customer_id, k.customer_id), coalesce(h.settled_count, 0), coalesce(k.live_count, 0)
+      FROM held h
+      FULL JOIN (SELECT c.* FROM vf.customer_counts c
+                  WHERE (@project::uuid IS NULL OR c.project_id = @project)
+                    AND EXISTS (SELECT 1 FROM scope x WHERE x.id = c.scope_id AND x.project_id = c.project_id)) k
+             ON k.scope_id = h.id AND k.project_id = h.project_id AND k.customer_id = h.customer_id
+      JOIN scope s ON s.id = coalesce(h.id, k.scope_id) AND s.project_id = coalesce(h.project_id, k.project_id)
+     WHERE coalesce(h.settled_count, 0) <> coalesce(k.live_count, 0)
+), numbered AS (
+    SELECT k.*, count(*) OVER (PARTITION BY k.what) AS offenders,
+           row_number() OVER (PARTITION BY k.what ORDER BY k.subject, k.customer_id) AS place FROM offender k
+)
+SELECT 'I5' AS invariant, k.what, k.project_id, k.prefix, k.subject, 'customer ' || k.customer_id AS detail,
+       k.expected, k.found, k.offenders
+  FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
+
+-- name: quarantine :many
+-- Operator: why wins were refused by the ledger, and how many of each kind.
+SELECT k.lease_id, k.reason, count(*) AS entries, min(k.seq) AS seq_min, max(k.seq) AS seq_max
+  FROM vf.quarantine k WHERE @project::uuid IS NULL OR k.project_id = @project
+ GROUP BY 1, 2 ORDER BY 1, 2 LIMIT @rows_max::bigint;
+
+-- name: live_leases :many
+-- Operator: every lease that is out, as PostgreSQL sees it, for the comparison with Redis.
+SELECT l.project_id, l.id, l.state, l.size, l.open_to, l.seq_base, s.id AS sale_id, s.name, s.stock, s.status,
+       p.last_id, p.accounted, p.same_key_count,
+       coalesce((SELECT max(r.seq) FROM vf.redemptions r WHERE r.lease_id = l.id), 0) AS seq_max
+  FROM vf.leases l
+  JOIN vf.flash_sales s ON s.id = l.sale_id AND s.project_id = l.project_id
+  JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
+ WHERE l.state <> 'settled' AND (@project::uuid IS NULL OR l.project_id = @project)
+ ORDER BY l.armed_at, l.id;
+
+-- name: strict_sales :many
+-- Operator: live strict sales: what is claimed is settled.
+SELECT s.project_id, s.id, s.name, s.status, s.stock, s.sold_count
+  FROM vf.flash_sales s
+ WHERE s.durability = 'strict' AND s.status NOT IN ('scheduled', 'settled')
+   AND (@project::uuid IS NULL OR s.project_id = @project)
+ ORDER BY s.created_at, s.id;
+
+-- name: sample :many
+-- Operator: some wins of a lease by their numbers, to be compared with Redis's idempotency records.
+SELECT k.seq, k.idempotency_key, k.fingerprint, k.customer_id, k.status FROM vf.redemptions k
+ WHERE k.lease_id = @lease AND k.seq = ANY(@seqs::bigint[]) ORDER BY k.seq;
+
+-- name: voucher_by_code :many
+-- Operator: the vouchers a history names, and how many units each could sell at most: the smallest of the sale's
+-- first stock, the voucher's limit and what the campaign's other vouchers leave.
+SELECT v.project_id, v.id, v.code_norm, p.currency,
+       (SELECT coalesce(sum(l.burned), 0)::bigint FROM vf.leases l
+         WHERE l.voucher_id = v.id AND l.project_id = v.project_id) AS burned,
+       least(v.max_redemptions, s.stock,
+             (SELECT min(g.size) FROM vf.leases l JOIN vf.lease_grants g ON g.lease_id = l.id
+               WHERE l.sale_id = s.id AND l.project_id = v.project_id AND l.seq_base = 0),
+             c.max_redemptions - (SELECT count(*) FROM vf.redemptions r
+                                   WHERE r.campaign_id = c.id AND r.voucher_id <> v.id AND r.status = 'redeemed'
+                                     AND r.redeemed_at IS NOT NULL)) AS units
+  FROM vf.vouchers v
+  JOIN vf.projects p ON p.id = v.project_id
+  LEFT JOIN vf.campaigns c ON c.id = v.campaign_id AND c.project_id = v.project_id
+  LEFT JOIN LATERAL (SELECT k.id, k.stock FROM vf.flash_sales k
+                      WHERE k.voucher_id = v.id AND k.project_id = v.project_id
+                      ORDER BY k.created_at DESC LIMIT 1) s ON true
+ WHERE v.code_norm = @code AND (@project::uuid IS NULL OR v.project_id = @project)
+ ORDER BY v.id LIMIT 2;
+
+-- name: rows_of_voucher :many
+-- Operator: one page of a voucher's redemptions, live or rolled back, in id order after @after.
+SELECT k.id, k.idempotency_key, k.customer_id, coalesce(k.sale_seq, k.seq) AS seq, k.discount_minor, k.status
+  FROM vf.redemptions k
+ WHERE k.voucher_id = @voucher AND k.redeemed_at IS NOT NULL AND k.id > @after
+ ORDER BY k.id LIMIT @rows_max::bigint;

@@ -1,0 +1,409 @@
+"""Prove the books: the ledger against its own counters, against Redis, and against the clients.
+
+PostgreSQL is read in one REPEATABLE READ READ ONLY snapshot, so what it says about itself is exact
+on a system that is selling. Redis is read after it, in a few atomic read-only calls a live lease,
+and may be ahead; what seems wrong there is looked at again before it counts. Nothing is locked or
+written: safe in production.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from core import db, ids, verify_history, verify_redis
+from core.errors import Unavailable
+from core.rules import codes, money
+from core.settings import Settings
+
+# Offending rows shown of each kind: enough to see a pattern, few enough to read.
+ROWS_MAX: Final = 20
+# One pass over 100 million redemptions takes minutes on small machines; beyond that a standby
+# should be asked. It bounds how long the snapshot holds vacuum back.
+STATEMENT_TIMEOUT_MS: Final = 300_000
+# Answered wins reach the ledger in milliseconds; a history is judged after the lag is 0, or after
+# this long, which covers a reconciler that is being restarted (10 s) twice.
+DRAIN_S_MAX: Final = 30.0
+DRAIN_POLL_S: Final = 0.25
+# Rows of a voucher fetched at once: a page is about 4 MB.
+PAGE_MAX: Final = 20_000
+
+CLEAN, BROKEN, UNKNOWN = 0, 1, 2
+
+INVARIANTS: Final = {
+    "I1": "nothing gave out more than it has, and every counter is its rows",
+    "I2": "every answered win is in the ledger, as answered",
+    "I3": "one redemption a key, replayed identically",
+    "I4": "nothing is in the ledger that was not tried",
+    "I5": "no customer has more than the limit",
+    "I6": "numbers are unique, and every hole is accounted for",
+    "I7": "who is answered first has the lower number",
+    "I8": "sold out is said only when every unit can be gone",
+    "I9": "read = inserted + replayed + same key + quarantined",
+    "I10": "Redis and the ledger agree how far a sale is",
+}
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """How much there is to check."""
+
+    vouchers: int
+    campaigns: int
+    sales: int
+    leases: int
+    redemptions: int
+    live: int
+    customers: int
+    quarantined: int
+    burned: int
+    read_count: int
+    replayed_count: int
+    same_key_count: int
+
+
+class Offender(msgspec.Struct, frozen=True):
+    """One row that breaks an invariant; `offenders` counts all that break it the same way."""
+
+    invariant: str
+    what: str
+    project_id: UUID
+    prefix: str
+    subject: UUID
+    detail: str | None
+    expected: int
+    found: int
+    offenders: int
+
+
+class Quarantined(msgspec.Struct, frozen=True):
+    """Wins the ledger refused for one reason."""
+
+    lease_id: UUID
+    reason: str
+    entries: int
+    seq_min: int
+    seq_max: int
+
+
+class StrictSale(msgspec.Struct, frozen=True):
+    """A live strict sale: what is claimed is settled."""
+
+    project_id: UUID
+    id: UUID
+    name: str
+    status: str
+    stock: int
+    sold_count: int
+
+
+class NamedVoucher(msgspec.Struct, frozen=True):
+    """The voucher a history's code stands for."""
+
+    project_id: UUID
+    id: UUID
+    code_norm: str
+    currency: str
+    burned: int
+    units: int | None
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """One redemption, for the comparison with a history."""
+
+    id: UUID
+    idempotency_key: str
+    customer_id: str | None
+    seq: int
+    discount_minor: int
+    status: str
+
+
+class Report:
+    """Findings by invariant, and the lines that come of them."""
+
+    def __init__(self) -> None:
+        """Begin with nothing checked."""
+        self.figures: dict[str, str] = {}
+        self.findings: dict[str, list[str]] = {}
+        self.count = 0
+        self.unchecked: list[str] = []
+        self.notes: list[str] = []
+
+    def checked(self, invariant: str, figures: str) -> None:
+        """Say that an invariant was looked at, and over how much."""
+        self.figures[invariant] = figures
+        self.findings.setdefault(invariant, [])
+
+    def add(self, invariant: str, line: str) -> None:
+        """Count one finding; keep the first of them to show."""
+        lines = self.findings.setdefault(invariant, [])
+        lines.append(line)
+        self.count += 1
+
+    def add_offenders(self, offenders: Iterable[Offender]) -> None:
+        """Count what a statement found, with the rows it did not return."""
+        kinds: dict[tuple[str, str], int] = {}
+        for row in offenders:
+            kinds[row.invariant, row.what] = kinds.get((row.invariant, row.what), 0) + 1
+            detail = f" {row.detail}" if row.detail else ""
+            self.add(
+                row.invariant,
+                f"{row.what}: {_name(row.prefix, row.subject)}{detail} should be {row.expected:,}, "
+                f"is {row.found:,} (project {ids.format_id('prj', row.project_id)})",
+            )
+            if kinds[row.invariant, row.what] == 1:
+                self.count += max(0, row.offenders - ROWS_MAX)
+                if row.offenders > ROWS_MAX:
+                    self.findings[row.invariant].append(
+                        f"{row.what}: {row.offenders:,} rows, the first {ROWS_MAX} are shown"
+                    )
+
+    def lines(self) -> list[str]:
+        """Return what is printed: a line an invariant, its offenders below it, then the sum."""
+        out = []
+        for name, sentence in INVARIANTS.items():
+            if name not in self.findings:
+                continue
+            found = self.findings[name]
+            verdict = "FAILED" if found else "ok"
+            out.append(
+                f"{name:<4}{verdict:<7}{sentence}: {self.figures.get(name, '')}".rstrip(": ")
+            )
+            out += [f"      {line}" for line in found[: 2 * ROWS_MAX]]
+            if len(found) > 2 * ROWS_MAX:
+                out.append(f"      … and {len(found) - 2 * ROWS_MAX:,} more")
+        out += self.notes
+        out += [f"not checked: {line}" for line in self.unchecked]
+        out.append(f"violations: {self.count}")
+        return out
+
+    @property
+    def status(self) -> int:
+        """Return the exit status: 0 clean, 1 broken, 2 clean as far as it could be checked."""
+        if self.count:
+            return BROKEN
+        return UNKNOWN if self.unchecked else CLEAN
+
+
+async def run(
+    settings: Settings, history: Path | None = None, *, project: UUID | None = None
+) -> int:
+    """Check every invariant, print each with its figures, and return the exit status.
+
+    0: the books balance. 1: they do not, and the offending rows are printed. 2: something needed
+    could not be asked (PostgreSQL or Redis away, an unreadable history).
+    `project` bounds it to one project. Cost: a few scans of the ledger, about 2 s a million rows.
+    """
+    report = Report()
+    try:
+        calls = verify_history.read(history) if history else {}
+        pool = await db.Database.open(
+            settings.database_dsn("worker"),
+            size_max=2,
+            statement_cache_size=db.STATEMENT_CACHE_SIZE if settings.prepared_statements else 0,
+            command_timeout_s=STATEMENT_TIMEOUT_MS / 1000 + db.CLIENT_GRACE_S,
+            application_name="vauchflow verify",
+        )
+    except (Unavailable, verify_history.HistoryFault) as fault:
+        sys.stdout.write(f"not checked: {fault}\n")
+        return UNKNOWN
+    try:
+        if calls:
+            # First, so that the snapshot below holds all the history speaks of.
+            await _check_history(pool, calls, project, report)
+        leases = await _check_ledger(pool, project, report)
+        await _check_redis(settings, pool, leases, project, report)
+    except Unavailable as fault:
+        report.unchecked.append(f"the ledger: {fault.detail}")
+    finally:
+        await pool.close()
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    return report.status
+
+
+async def _check_ledger(
+    pool: db.Database, project: UUID | None, report: Report
+) -> list[verify_redis.LiveLease]:
+    """Check what PostgreSQL alone knows, on one snapshot, and return the leases that are out."""
+    async with pool.transaction(
+        None,
+        reads_only=True,
+        isolation="repeatable read",
+        statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+    ) as conn:
+        scope = {"project": project, "rows_max": ROWS_MAX}
+        totals = await db.one(conn, "verify.totals", Totals, project=project)
+        assert totals is not None
+        for name in (
+            "verify.counts",
+            "verify.duplicate_numbers",
+            "verify.duplicate_sale_numbers",
+            "verify.duplicate_keys",
+            "verify.duplicate_ids",
+            "verify.customers",
+        ):
+            report.add_offenders(await db.many(conn, name, Offender, **scope))
+        quarantine = await db.many(conn, "verify.quarantine", Quarantined, **scope)
+        leases = await db.many(conn, "verify.live_leases", verify_redis.LiveLease, project=project)
+        strict = await db.many(conn, "verify.strict_sales", StrictSale, project=project)
+    report.checked(
+        "I1",
+        f"{_many(totals.vouchers, 'voucher')}, {_many(totals.campaigns, 'campaign')}, "
+        f"{_many(totals.sales, 'sale')}, {_many(totals.leases, 'lease')}, "
+        f"{totals.live:,} live of {_many(totals.redemptions, 'redemption')}",
+    )
+    report.checked("I3", f"{_many(totals.redemptions, 'redemption')}")
+    report.checked("I5", f"{_many(totals.customers, 'counted customer')}")
+    report.checked("I6", f"{totals.burned:,} burned, {totals.same_key_count:,} repeated keys")
+    report.checked("I9", f"{totals.read_count:,} read, {totals.replayed_count:,} of them replayed")
+    for sale in strict:
+        report.notes.append(
+            f"live sale {ids.format_id('fls', sale.id)} {sale.name!r} (strict, {sale.status}): "
+            f"stock {sale.stock:,}, claimed {sale.sold_count:,}, settled {sale.sold_count:,}, lag 0"
+        )
+    for entry in quarantine:
+        report.notes.append(
+            f"quarantine: lease {entry.lease_id} has {entry.entries:,} × {entry.reason}, "
+            f"seq {entry.seq_min:,} to {entry.seq_max:,}"
+        )
+    report.notes.append(f"quarantine: {totals.quarantined:,}")
+    return leases
+
+
+async def _check_redis(
+    settings: Settings,
+    pool: db.Database,
+    leases: list[verify_redis.LiveLease],
+    project: UUID | None,
+    report: Report,
+) -> None:
+    """Compare each live lease with Redis. Without one, Redis holds no books and is not asked."""
+    if not leases:
+        report.checked("I10", "no lease is out")
+        return
+    redis = Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=2)
+    sampled = 0
+    try:
+        for lease in leases:
+            view = await verify_redis.examine(redis, pool, lease, project)
+            for invariant, line in view.findings:
+                report.add(invariant, f"lease {lease.id}: {line}")
+            report.notes.append(view.summary)
+            report.unchecked += view.unchecked
+            sampled += view.sampled
+    except (RedisError, OSError) as error:
+        report.unchecked.append(f"{_many(len(leases), 'live lease')} in Redis: {error}")
+        return
+    finally:
+        await redis.aclose()
+    report.checked("I10", _many(len(leases), "live lease"))
+    report.figures["I3"] += f", {_many(sampled, 'record')} of Redis sampled"
+
+
+async def _check_history(
+    pool: db.Database,
+    calls: dict[str, list[verify_history.Call]],
+    project: UUID | None,
+    report: Report,
+) -> None:
+    """Hold each code's calls against its rows, once every answered win had time to arrive."""
+    call_count = win_count = row_count = 0
+    for code, of_code in calls.items():
+        voucher = await _voucher(pool, code, project, report)
+        if voucher is None:
+            continue
+        rows = await _settled_rows(pool, voucher, of_code)
+        units = None if voucher.units is None else max(0, voucher.units - voucher.burned)
+        for violation in verify_history.check(of_code, rows, units=units):
+            report.add(violation.invariant, f"{violation.what}: {violation.subject}")
+        call_count += len(of_code)
+        win_count += sum(call.out == "ok" for call in of_code)
+        row_count += len(rows)
+    for invariant, figures in (
+        ("I2", f"{_many(win_count, 'answered win')}"),
+        ("I4", f"{_many(row_count, 'row')}, {_many(call_count, 'call')}"),
+        ("I7", f"{_many(win_count, 'answered win')}"),
+        ("I8", f"{_many(sum(c.out == 'sold_out' for x in calls.values() for c in x), 'refusal')}"),
+    ):
+        report.checked(invariant, figures)
+
+
+async def _voucher(
+    pool: db.Database, code: str, project: UUID | None, report: Report
+) -> NamedVoucher | None:
+    async with pool.connection(reads_only=True) as conn:
+        found = await db.many(
+            conn,
+            "verify.voucher_by_code",
+            NamedVoucher,
+            code=codes.normalise(code) or "",
+            project=project,
+        )
+    if len(found) == 1:
+        return found[0]
+    report.unchecked.append(
+        f"the history's code {code!r}: "
+        + ("several projects have it, name one with --project" if found else "there is none")
+    )
+    return None
+
+
+async def _settled_rows(
+    pool: db.Database, voucher: NamedVoucher, calls: list[verify_history.Call]
+) -> list[verify_history.Row]:
+    """Return the voucher's rows, as soon as they hold every answered win or the wait is over."""
+    deadline = time.monotonic() + DRAIN_S_MAX
+    while True:
+        rows = await _rows(pool, voucher)
+        if not verify_history.missing(calls, rows) or time.monotonic() > deadline:
+            return rows
+        await asyncio.sleep(DRAIN_POLL_S)
+
+
+async def _rows(pool: db.Database, voucher: NamedVoucher) -> list[verify_history.Row]:
+    exponent = money.exponent_of(voucher.currency) or 0
+    rows: list[verify_history.Row] = []
+    after = UUID(int=0)
+    async with pool.transaction(None, reads_only=True, isolation="repeatable read") as conn:
+        while True:
+            page = await db.many(
+                conn,
+                "verify.rows_of_voucher",
+                LedgerRow,
+                voucher=voucher.id,
+                after=after,
+                rows_max=PAGE_MAX,
+            )
+            rows += [
+                verify_history.Row(
+                    row.idempotency_key,
+                    ids.format_id("rdm", row.id),
+                    row.seq,
+                    row.customer_id,
+                    Decimal(row.discount_minor).scaleb(-exponent),
+                )
+                for row in page
+            ]
+            if len(page) < PAGE_MAX:
+                return rows
+            after = page[-1].id
+
+
+def _name(prefix: str, subject: UUID) -> str:
+    if prefix in ("vch", "cmp", "fls", "rdm"):
+        return ids.format_id(prefix, subject)  # type: ignore[arg-type]
+    return f"{prefix} {subject}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
