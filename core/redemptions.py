@@ -352,7 +352,7 @@ def judged(
                 redeemed_at=decision.redeemed_at,
                 order_value_minor=decision.order_value_minor,
                 discount_minor=decision.discount_minor,
-                sale_id=terms.sale_id,
+                sale_id=decision.sale,
             )
         case "mismatch":
             raise IdempotencyMismatch
@@ -392,15 +392,14 @@ async def list_page(
     async with database.transaction(caller.project_id, reads_only=True) as conn:
         voucher_id = None
         if narrow.code is not None:
-            norm = codes.normalise(narrow.code)
-            voucher_id = norm and await db.one(
+            voucher_id = await db.one(
                 conn,
                 "redemptions.voucher_id_of_code",
                 UUID,
                 project_id=caller.project_id,
-                code_norm=norm,
+                code_norm=codes.normalise(narrow.code) or "",
             )
-            if not voucher_id:
+            if voucher_id is None:
                 return [], False
         rows = await db.many(
             conn,

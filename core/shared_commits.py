@@ -75,6 +75,7 @@ class Decision(msgspec.Struct):
     order_value_minor: int | None
     discount_minor: int | None
     existing: UUID | None
+    sale: UUID | None
 
 
 class _Group:

@@ -159,6 +159,12 @@ async def set_state(redis: Redis, lease_id: str, state: State) -> LeaseState | N
     return await read_state(redis, lease_id)
 
 
+async def set_start(redis: Redis, lease_id: str, start_ms: int) -> LeaseState | None:
+    """Move the start of the window (0: at once)."""
+    await _act(redis, lease_id, "start", start_ms)
+    return await read_state(redis, lease_id)
+
+
 async def set_end(redis: Redis, lease_id: str, end_ms: int) -> LeaseState | None:
     """Move the end of the window (0: without end)."""
     await _act(redis, lease_id, "end", end_ms)

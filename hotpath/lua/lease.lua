@@ -42,9 +42,9 @@ if act == 'state' then
   return 1
 end
 
--- end <end_ms>: 0 means without end.
-if act == 'end' then
-  redis.call('HSET', KEYS[1], 'end_ms', ARGV[3])
+-- start <start_ms>, end <end_ms>: 0 means at once, and without end.
+if act == 'start' or act == 'end' then
+  redis.call('HSET', KEYS[1], act .. '_ms', ARGV[3])
   return 1
 end
 

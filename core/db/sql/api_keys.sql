@@ -1,7 +1,7 @@
 -- name: create :one
 -- Stores a new key's digest and hint.
 INSERT INTO vf.api_keys (project_id, id, kind, name, digest, hint)
-VALUES (@project_id, @id, @kind, @name, @digest, @hint)
+VALUES (@project_id, @id, @kind, @key_name, @digest, @hint)
 RETURNING id, kind, name, hint, created_at, revoked_at;
 
 -- name: get :one

@@ -16,7 +16,7 @@ SELECT v.id, v.status, v.max_redemptions, v.direct_count + v.leased_count AS tak
 -- name: insert :exec
 -- A new sale; one that is not over yet on the same voucher violates flash_sales_one_live.
 INSERT INTO vf.flash_sales (project_id, id, voucher_id, name, durability, stock, starts_at, ends_at)
-VALUES (@project_id, @id, @voucher_id, @name, @durability, @stock, @starts_at, @ends_at);
+VALUES (@project_id, @id, @voucher_id, @sale_name, @durability, @stock, @starts_at, @ends_at);
 
 -- name: read :one
 -- One sale with its voucher's terms, its counts in the ledger and the lease that is out.
@@ -53,7 +53,7 @@ SELECT s.id FROM vf.flash_sales s
 -- grows with the stock.
 WITH sale AS (
     UPDATE vf.flash_sales s
-       SET name = coalesce(@name, s.name),
+       SET name = coalesce(@sale_name, s.name),
            stock = coalesce(@stock, s.stock),
            starts_at = CASE WHEN @sets_starts_at THEN @starts_at::timestamptz ELSE s.starts_at END,
            ends_at = CASE WHEN @sets_ends_at THEN @ends_at::timestamptz ELSE s.ends_at END,

@@ -16,13 +16,13 @@ SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v
 
 -- name: redeem_many :many
 -- Decides an array of requests for one voucher in one commit.
-SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing
+SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
   FROM vf.redeem_many(@project_id, @voucher_id, @version, @campaign_id, @campaign_version, @sale_id, @ids, @keys,
        @fingerprints, @customers, @order_values, @discounts, @order_ids, @metadata);
 
 -- name: redeem_campaign :many
 -- Decides requests for several vouchers of one campaign in one commit.
-SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing
+SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
   FROM vf.redeem_campaign(@project_id, @campaign_id, @campaign_version, @vouchers, @versions, @sales, @starts, @ids, @keys,
        @fingerprints, @customers, @order_values, @discounts, @order_ids, @metadata);
 
@@ -69,7 +69,7 @@ SELECT l.id AS lease_id, l.state, l.open_to FROM vf.leases l WHERE l.project_id 
 -- name: records :many
 -- A page of a voucher's redemptions as idempotency records, for arming a lease or telling Redis a sold-out crowd.
 SELECT r.id, r.idempotency_key AS key, r.fingerprint, r.redeemed_at, r.remaining, coalesce(r.sale_seq, r.seq) AS seq,
-       r.order_value_minor, r.discount_minor
+       r.order_value_minor, r.discount_minor, r.sale_id
   FROM vf.redemptions r
  WHERE r.project_id = @project_id AND r.voucher_id = @voucher_id AND r.redeemed_at IS NOT NULL
    AND (@after::uuid IS NULL OR r.id > @after)

@@ -1,0 +1,720 @@
+"""Flash sales: make one, steer it, arm its lease.
+
+A strict sale is a window on its voucher and moves no units. A fast sale moves its units into a
+lease that Redis gives out. PostgreSQL is told first, always; what a process that dies in between
+leaves behind, the worker and the reconciler finish. The claim itself is `core.redeemer`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, Final, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+import redis.exceptions
+from redis.asyncio import Redis
+
+import core.db as db
+from core import ids
+from core.api_keys import Caller
+from core.errors import AlreadyExists, Invalid, NotFound, Refusal, Unavailable
+from core.hot import leases
+from core.live_leases import ALIVE_WITHIN
+from core.rules import codes, money
+from core.rules.discounts import DiscountType
+from core.settings import Settings
+
+NAME_LENGTH_MAX: Final = 200
+STOCK_MAX: Final = 1_000_000_000
+# `open` waits so long for every living worker to serve the lease: each looks five times a second
+# and a dead one drops out after three seconds.
+SERVED_WITHIN_S: Final = 6.0
+SERVED_POLL_S: Final = 0.03
+# Rows of a page while a voucher's history is loaded into Redis: a few milliseconds each.
+LOAD_PAGE: Final = 5_000
+
+Durability = Literal["fast", "strict"]
+
+
+class NewFlashSale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A sale to be made: with terms of its own, or with `voucher`, the code of an existing one."""
+
+    name: str
+    stock: int
+    code: str | None = None
+    voucher: str | None = None
+    discount_type: DiscountType | None = None
+    discount_value: msgspec.Raw = msgspec.Raw(b"null")
+    min_order_value: msgspec.Raw = msgspec.Raw(b"null")
+    per_customer_limit: int | None = None
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    durability: Durability = "fast"
+
+
+class FlashSalePatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may change: the stock upwards, the window, the name. Terms are frozen."""
+
+    name: str | None = None
+    stock: int | None = None
+    starts_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
+    ends_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class FlashSale(msgspec.Struct, frozen=True):
+    """A sale as it is shown.
+
+    `claimed`: numbers given out. `settled`: those of them in the ledger. `lag`: the difference,
+    0 in strict. `remaining`: units that can still be claimed. `written_off`: units burned after a
+    loss of Redis's data. `status`: scheduled, open, paused, sold_out, closed, settled, fenced.
+    """
+
+    id: str
+    name: str
+    code: str
+    status: str
+    durability: str
+    stock: int
+    claimed: int
+    settled: int
+    lag: int
+    remaining: int
+    written_off: int
+    discount_type: str | None
+    discount_value: msgspec.Raw | None
+    min_order_value: msgspec.Raw | None
+    per_customer_limit: int | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+    opened_at: datetime | None
+    closed_at: datetime | None
+    created_at: datetime
+
+
+class SaleRow(msgspec.Struct, frozen=True):
+    """A sale as the ledger has it, with the lease that is out."""
+
+    project_id: UUID
+    id: UUID
+    voucher_id: UUID
+    name: str
+    code: str
+    code_norm: str
+    durability: Durability
+    status: str
+    stock: int
+    sold_count: int
+    leased_count: int
+    burned_count: int
+    starts_at: datetime | None
+    ends_at: datetime | None
+    opened_at: datetime | None
+    closed_at: datetime | None
+    created_at: datetime
+    discount_type: DiscountType | None
+    discount_bp: int | None
+    discount_minor: int | None
+    min_order_minor: int | None
+    per_customer_limit: int | None
+    sale_only: bool
+    lease_id: UUID | None
+    lease_state: str | None
+    lease_size: int | None
+    armed_at: datetime | None
+    run_id: str | None
+    seq_base: int | None
+    lease_settled: int
+    lease_accounted: int
+    settled_before: int
+    now: datetime
+
+    def phase(self) -> str:
+        """Return the status the window and the hand give, before the counts are looked at."""
+        if self.lease_state == "fenced":
+            return "fenced"
+        if self.status in ("open", "scheduled"):
+            if self.ends_at is not None and self.now >= self.ends_at:
+                return "closed"
+            if self.starts_at is not None and self.now < self.starts_at:
+                return "scheduled"
+        return self.status
+
+
+class _VoucherForSale(msgspec.Struct):
+    id: UUID
+    status: str
+    max_redemptions: int | None
+    taken: int
+    campaign_customer_limit: int | None
+
+
+async def create(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID | Refusal:
+    """Make a sale, and the voucher it sells unless one is named. Returns its id.
+
+    Refuses: not_eligible, for a rule that the hot path cannot check. Raises: Invalid;
+    AlreadyExists, for a taken code or a voucher that is in another sale; NotFound.
+    """
+    _checked(new)
+    sale_id = ids.new()
+    if new.voucher is None:
+        voucher_id = await _make_voucher(conn, caller, new)
+    else:
+        found = await _existing_voucher(conn, caller, new)
+        if isinstance(found, Refusal):
+            return found
+        voucher_id = found
+    try:
+        await db.run(
+            conn,
+            "flash_sales.insert",
+            project_id=caller.project_id,
+            id=sale_id,
+            voucher_id=voucher_id,
+            sale_name=new.name,
+            durability=new.durability,
+            stock=new.stock,
+            starts_at=new.starts_at,
+            ends_at=new.ends_at,
+        )
+    except db.UniqueViolation as error:
+        if error.constraint != "flash_sales_one_live":
+            raise
+        raise AlreadyExists(
+            "This voucher is in a flash sale that is not over yet.", field="voucher"
+        ) from error
+    return sale_id
+
+
+def _checked(new: NewFlashSale) -> None:
+    if not 0 < len(new.name.strip()) <= NAME_LENGTH_MAX:
+        raise Invalid(f"name must have 1 to {NAME_LENGTH_MAX} characters", field="name")
+    _checked_stock(new.stock)
+    if new.per_customer_limit is not None and not 0 < new.per_customer_limit <= STOCK_MAX:
+        raise Invalid("per_customer_limit must be at least 1", field="per_customer_limit")
+    for name in ("starts_at", "ends_at"):
+        _checked_instant(getattr(new, name), name)
+    if new.starts_at is not None and new.ends_at is not None and new.starts_at >= new.ends_at:
+        raise Invalid("ends_at must be after starts_at", field="ends_at")
+    if new.voucher is None and new.code is None:
+        return
+    if new.voucher is not None:
+        for name in ("code", "discount_type", "per_customer_limit"):
+            if getattr(new, name) is not None:
+                raise Invalid(
+                    f"{name} cannot be given with voucher: the voucher has its own", field=name
+                )
+        for name in ("discount_value", "min_order_value"):
+            if money.is_given(getattr(new, name)):
+                raise Invalid(
+                    f"{name} cannot be given with voucher: the voucher has its own", field=name
+                )
+
+
+def _checked_stock(stock: int) -> None:
+    if not 0 < stock <= STOCK_MAX:
+        raise Invalid(f"stock must be 1 to {STOCK_MAX}", field="stock")
+
+
+def _checked_instant(at: datetime | None, name: str) -> None:
+    if at is not None and at.tzinfo is None:
+        raise Invalid(f"{name} needs an offset, such as 2026-11-27T09:00:00Z", field=name)
+
+
+async def _make_voucher(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID:
+    kind: DiscountType = new.discount_type or "PERCENT"
+    if not money.is_given(new.discount_value):
+        raise Invalid("discount_value is required", field="discount_value")
+    bp = amount = None
+    if kind == "PERCENT":
+        bp = money.parse_percent(new.discount_value, field="discount_value")
+    else:
+        amount = money.parse_amount(
+            new.discount_value, caller.currency, field="discount_value", minor_min=1
+        )
+    least = None
+    if money.is_given(new.min_order_value):
+        least = money.parse_amount(new.min_order_value, caller.currency, field="min_order_value")
+    code = new.code if new.code is not None else codes.generate()
+    voucher_id = ids.new()
+    try:
+        await db.run(
+            conn,
+            "flash_sales.insert_voucher",
+            project_id=caller.project_id,
+            id=voucher_id,
+            code=code.strip(),
+            code_norm=codes.checked(code),
+            discount_type=kind,
+            discount_bp=bp,
+            discount_minor=amount,
+            min_order_minor=least,
+            stock=new.stock,
+            per_customer_limit=new.per_customer_limit,
+        )
+    except db.UniqueViolation as error:
+        if error.constraint != "vouchers_code_key":
+            raise
+        raise AlreadyExists(
+            "There is a voucher with this code; give it as voucher to hold the sale on it.",
+            field="code",
+        ) from error
+    return voucher_id
+
+
+async def _existing_voucher(
+    conn: db.Connection, caller: Caller, new: NewFlashSale
+) -> UUID | Refusal:
+    assert new.voucher is not None
+    found = await db.one(
+        conn,
+        "flash_sales.voucher_for_sale",
+        _VoucherForSale,
+        project_id=caller.project_id,
+        code_norm=codes.normalise(new.voucher) or "",
+    )
+    if found is None:
+        raise NotFound("There is no voucher with this code.", field="voucher")
+    if found.campaign_customer_limit is not None and new.durability == "fast":
+        return Refusal(
+            code="not_eligible",
+            detail="A fast sale cannot check the campaign's limit per customer; make it strict.",
+            because={"rule": "campaign.per_customer_limit", "wanted": None},
+        )
+    return found.id
+
+
+async def read_row(conn: db.Connection, project_id: UUID, sale_id: UUID) -> SaleRow | None:
+    """Return the sale as the ledger has it."""
+    return await db.one(conn, "flash_sales.read", SaleRow, project_id=project_id, id=sale_id)
+
+
+async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
+    """Return the sale with what Redis has given out; what Redis does not tell is as settled."""
+    claimed, size_left = row.sold_count, 0
+    settled = row.sold_count
+    if row.durability == "fast":
+        settled = row.settled_before + row.lease_settled
+        issued = row.lease_accounted
+        state = None
+        if row.lease_id is not None:
+            try:
+                state = await leases.read_state(redis, str(row.lease_id))
+            except (redis_errors, OSError):
+                state = None
+            issued = max(issued, state.issued if state else 0)
+            size_left = max(0, (row.lease_size or 0) - issued)
+        claimed = row.settled_before + max(issued, row.lease_settled)
+    remaining = row.stock - row.sold_count - row.leased_count + size_left
+    status = row.phase()
+    if status == "open" and remaining == 0:
+        status = "sold_out"
+    exponent = caller.exponent
+    value = None
+    if row.discount_bp is not None:
+        value = money.json_percent(row.discount_bp)
+    elif row.discount_minor is not None:
+        value = money.json_amount(row.discount_minor, exponent)
+    return FlashSale(
+        id=ids.format_id("fls", row.id),
+        name=row.name,
+        code=row.code,
+        status=status,
+        durability=row.durability,
+        stock=row.stock,
+        claimed=claimed,
+        settled=settled,
+        lag=claimed - settled,
+        remaining=remaining,
+        written_off=row.burned_count,
+        discount_type=row.discount_type,
+        discount_value=value,
+        min_order_value=(
+            money.json_amount(row.min_order_minor, exponent)
+            if row.min_order_minor is not None
+            else None
+        ),
+        per_customer_limit=row.per_customer_limit,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        created_at=row.created_at,
+    )
+
+
+redis_errors: Final = redis.exceptions.RedisError
+
+
+class SaleDesk:
+    """Steers sales on behalf of one process: it has both stores at hand."""
+
+    def __init__(self, database: db.Database, redis_client: Redis, settings: Settings) -> None:
+        """Everything given is the caller's to close."""
+        self.database = database
+        self.redis = redis_client
+        self._settings = settings
+
+    async def read(self, project_id: UUID, sale_id: UUID) -> SaleRow:
+        """Return one sale. Raises: NotFound."""
+        async with self.database.transaction(project_id, reads_only=True) as conn:
+            row = await read_row(conn, project_id, sale_id)
+        if row is None:
+            raise NotFound("There is no flash sale with this id.")
+        return row
+
+    async def open(
+        self, project_id: UUID, sale_id: UUID, *, by_hand: bool, waits: bool = True
+    ) -> Refusal | None:
+        """Open a sale: now when `by_hand`, else at its start. Idempotent; also ends a pause.
+
+        Returns when the sale is armed and, with `waits`, every living worker serves it.
+        Refuses: sale_over, sold_out, cannot_arm. Raises: NotFound; Unavailable.
+        """
+        row = await self.read(project_id, sale_id)
+        if row.status in ("closed", "settled") or row.phase() == "closed":
+            return Refusal(code="sale_over", detail="This sale is over; make another one.")
+        if row.durability == "strict":
+            async with self.database.transaction(project_id) as conn:
+                await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
+                done = await db.one(
+                    conn,
+                    "flash_sales.open_strict",
+                    UUID,
+                    project_id=project_id,
+                    id=sale_id,
+                    by_hand=by_hand,
+                )
+            if done is None:
+                return Refusal(code="sale_over", detail="This sale is over; make another one.")
+            return None
+        try:
+            return await self._open_fast(project_id, sale_id, by_hand, waits)
+        except (redis_errors, OSError) as error:
+            raise Unavailable("Redis is away; a fast sale cannot be armed without it.") from error
+
+    async def _open_fast(
+        self, project_id: UUID, sale_id: UUID, by_hand: bool, waits: bool
+    ) -> Refusal | None:
+        armed = await self._arm(project_id, sale_id, by_hand)
+        if isinstance(armed, Refusal):
+            return armed
+        lease_id, size = armed
+        async with self.database.transaction(project_id) as conn:
+            await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
+            opened = await db.run(
+                conn, "flash_sales.set_open", project_id=project_id, id=sale_id, by_hand=by_hand
+            )
+        if opened:
+            state = await leases.set_state(self.redis, str(lease_id), "open")
+            if by_hand and state is not None and state.start_ms:
+                await leases.set_start(self.redis, str(lease_id), 0)
+        if waits:
+            await self._await_served(lease_id, size)
+        return None
+
+    async def _arm(
+        self, project_id: UUID, sale_id: UUID, by_hand: bool
+    ) -> tuple[UUID, int] | Refusal:
+        async with self.database.connection(reads_only=True) as conn:
+            now = await db.value(conn, "flash_sales.clock", datetime)
+        facts = await leases.server_facts(self.redis, int(now.timestamp() * 1000))
+        faults = leases.arming_faults(facts)
+        if faults:
+            return Refusal(
+                code="cannot_arm",
+                detail=" ".join(faults) + " A sale with durability strict needs nothing of this.",
+                because={"faults": faults},
+            )
+        lease_id = uuid4()
+        async with self.database.connection() as conn:
+            armed = await db.one(
+                conn,
+                "flash_sales.arm_lease",
+                _Armed,
+                project_id=project_id,
+                id=sale_id,
+                lease_id=lease_id,
+                tag=ids.new_tag(int(now.timestamp() * 1000)),
+                run_id=facts.run_id,
+                backlog_max=self._settings.backlog_max,
+            )
+        assert armed is not None
+        match armed.outcome:
+            case "sold_out":
+                return Refusal(code="sold_out", detail="The voucher has no unit left to sell.")
+            case "not_found":
+                return Refusal(code="sale_over", detail="This sale is over; make another one.")
+        assert armed.lease_id is not None and armed.size is not None
+        await self._load(project_id, armed.lease_id, by_hand)
+        return armed.lease_id, armed.size
+
+    async def _load(self, project_id: UUID, lease_id: UUID, by_hand: bool) -> None:
+        """Bring an arming lease into Redis; a lease that is open already is left alone."""
+        async with self.database.transaction(project_id, reads_only=True) as conn:
+            found = await db.one(
+                conn,
+                "flash_sales.lease_facts",
+                _LeaseFacts,
+                project_id=project_id,
+                lease_id=lease_id,
+            )
+        assert found is not None
+        if found.state != "arming":
+            return
+        system, _, timeline = found.pg_lineage.partition("/")
+        facts = leases.LeaseFacts(
+            lease_id=str(lease_id),
+            size=found.size,
+            backlog_max=found.backlog_max,
+            start_ms=0 if by_hand else _ms(found.starts_at),
+            end_ms=_ms(found.ends_at),
+            customer_limit=found.per_customer_limit or 0,
+            state="paused" if found.status == "paused" and not by_hand else "open",
+            pg_system=system,
+            pg_timeline=timeline,
+            project=str(project_id),
+        )
+        customers = (
+            self.customers(project_id, found.voucher_id)
+            if found.per_customer_limit is not None
+            else ()
+        )
+        await leases.arm(self.redis, facts, self.records(project_id, found.voucher_id), customers)
+        async with self.database.transaction(project_id) as conn:
+            await db.run(conn, "flash_sales.lease_open", project_id=project_id, lease_id=lease_id)
+
+    async def records(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Record]:
+        """Yield a voucher's redemptions as idempotency records, page by page."""
+        after: UUID | None = None
+        while True:
+            async with self.database.transaction(project_id, reads_only=True) as conn:
+                page = await db.many(
+                    conn,
+                    "redemptions.records",
+                    RecordRow,
+                    project_id=project_id,
+                    voucher_id=voucher_id,
+                    after=after,
+                    limit=LOAD_PAGE,
+                )
+            for row in page:
+                yield record_of(row)
+            if len(page) < LOAD_PAGE:
+                return
+            after = page[-1].id
+
+    async def customers(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Customer]:
+        """Yield what a voucher's customers hold, page by page."""
+        after: str | None = None
+        while True:
+            async with self.database.transaction(project_id, reads_only=True) as conn:
+                page = await db.many(
+                    conn,
+                    "redemptions.customers",
+                    CustomerRow,
+                    project_id=project_id,
+                    voucher_id=voucher_id,
+                    after=after,
+                    limit=LOAD_PAGE,
+                )
+            for row in page:
+                yield customer_of(row)
+            if len(page) < LOAD_PAGE:
+                return
+            after = page[-1].customer_id
+
+    async def _await_served(self, lease_id: UUID, size: int) -> None:
+        until = time.monotonic() + SERVED_WITHIN_S
+        while True:
+            async with self.database.connection(reads_only=True) as conn:
+                missing = await db.value(
+                    conn,
+                    "flash_sales.unserved",
+                    int,
+                    lease_id=lease_id,
+                    size=size,
+                    alive_within=ALIVE_WITHIN,
+                )
+            if missing == 0:
+                return
+            if time.monotonic() > until:
+                raise Unavailable(
+                    f"The sale is armed, but {missing} worker(s) do not serve it yet; ask again."
+                )
+            await asyncio.sleep(SERVED_POLL_S)
+
+    async def pause(self, project_id: UUID, sale_id: UUID) -> Refusal | None:
+        """Pause an open sale; `open` ends the pause. Refuses: sale_not_open."""
+        async with self.database.transaction(project_id) as conn:
+            await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
+            done = await db.one(conn, "flash_sales.pause", UUID, project_id=project_id, id=sale_id)
+        row = await self.read(project_id, sale_id)
+        if done is None:
+            return Refusal(code="sale_not_open", detail=f"This sale is {row.phase()}, not open.")
+        await self._tell_redis(row, "paused")
+        return None
+
+    async def close(self, project_id: UUID, sale_id: UUID) -> None:
+        """End a sale for good. Idempotent. What was won is settled within moments."""
+        async with self.database.transaction(project_id) as conn:
+            await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
+            await db.one(conn, "flash_sales.close", UUID, project_id=project_id, id=sale_id)
+        row = await self.read(project_id, sale_id)
+        await self._tell_redis(row, "closed")
+
+    async def _tell_redis(self, row: SaleRow, state: leases.State) -> None:
+        if row.lease_id is None:
+            return
+        try:
+            await leases.set_state(self.redis, str(row.lease_id), state)
+        except (redis_errors, OSError) as error:
+            # The reconciler repeats it as soon as Redis is back, where no claim is answered either.
+            raise Unavailable(
+                f"The sale is {state} in the ledger; Redis is away and follows when it is back."
+            ) from error
+
+    async def patch(self, project_id: UUID, sale_id: UUID, patch: FlashSalePatch) -> Refusal | None:
+        """Change stock (upwards), window or name; a live lease grows at once.
+
+        Refuses: sale_over. Raises: Invalid; NotFound.
+        """
+        _checked_patch(patch)
+        before = await self.read(project_id, sale_id)
+        sets_start = patch.starts_at is not msgspec.UNSET
+        sets_end = patch.ends_at is not msgspec.UNSET
+        starts_at = patch.starts_at if sets_start else before.starts_at
+        ends_at = patch.ends_at if sets_end else before.ends_at
+        if starts_at and ends_at and starts_at >= ends_at:
+            raise Invalid("ends_at must be after starts_at", field="ends_at")
+        if patch.stock is not None and patch.stock < before.stock:
+            raise Invalid(f"stock can only go up; it is {before.stock}", field="stock")
+        if sets_start and (before.status != "scheduled" or before.lease_id is not None):
+            raise Invalid("starts_at is frozen once the sale is armed", field="starts_at")
+        async with self.database.transaction(project_id) as conn:
+            await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
+            done = await db.one(
+                conn,
+                "flash_sales.patch",
+                UUID,
+                project_id=project_id,
+                id=sale_id,
+                sale_name=patch.name,
+                stock=patch.stock,
+                sets_starts_at=sets_start,
+                starts_at=starts_at,
+                sets_ends_at=sets_end,
+                ends_at=ends_at,
+            )
+        if done is None:
+            return Refusal(code="sale_over", detail="This sale is over; make another one.")
+        if before.lease_id is not None:
+            try:
+                await self.grow(project_id, before.lease_id)
+                if sets_end:
+                    await leases.set_end(self.redis, str(before.lease_id), _ms(ends_at))
+            except (redis_errors, OSError) as error:
+                raise Unavailable("Stored; Redis is away and follows when it is back.") from error
+        return None
+
+    async def grow(self, project_id: UUID, lease_id: UUID) -> None:
+        """Raise a live lease by what there is to sell beyond it; Redis is told second."""
+        async with self.database.transaction(project_id, reads_only=True) as conn:
+            seen = await db.one(
+                conn,
+                "flash_sales.lease_facts",
+                _LeaseFacts,
+                project_id=project_id,
+                lease_id=lease_id,
+            )
+        if seen is None or seen.state != "open":
+            return
+        async with self.database.connection() as conn:
+            size = await db.value(
+                conn,
+                "flash_sales.grow_lease",
+                int,
+                project_id=project_id,
+                lease_id=lease_id,
+                size_seen=seen.size,
+            )
+        await leases.grow(self.redis, str(lease_id), size)
+
+
+def _checked_patch(patch: FlashSalePatch) -> None:
+    if patch.name is not None and not 0 < len(patch.name.strip()) <= NAME_LENGTH_MAX:
+        raise Invalid(f"name must have 1 to {NAME_LENGTH_MAX} characters", field="name")
+    if patch.stock is not None:
+        _checked_stock(patch.stock)
+    for name in ("starts_at", "ends_at"):
+        at = getattr(patch, name)
+        _checked_instant(None if at is msgspec.UNSET else at, name)
+
+
+class _Armed(msgspec.Struct):
+    outcome: str
+    lease_id: UUID | None
+    size: int | None
+    seq_base: int | None
+
+
+class _LeaseFacts(msgspec.Struct):
+    lease_id: UUID
+    size: int
+    backlog_max: int
+    pg_lineage: str
+    state: str
+    starts_at: datetime | None
+    ends_at: datetime | None
+    status: str
+    per_customer_limit: int | None
+    voucher_id: UUID
+    now: datetime
+
+
+class RecordRow(msgspec.Struct):
+    """A redemption as an idempotency record."""
+
+    id: UUID
+    key: str
+    fingerprint: bytes
+    redeemed_at: datetime
+    remaining: int | None
+    seq: int
+    order_value_minor: int
+    discount_minor: int
+    sale_id: UUID | None
+
+
+class CustomerRow(msgspec.Struct):
+    """What a customer holds of a voucher."""
+
+    customer_id: str
+    live_count: int
+    last_redemption_id: UUID
+
+
+def record_of(row: RecordRow) -> leases.Record:
+    """Return a redemption as Redis keeps it; `core.redeemer` reads the payload back."""
+    payload = msgspec.json.encode(
+        (
+            row.order_value_minor,
+            row.discount_minor,
+            row.id,
+            row.seq,
+            row.remaining,
+            row.sale_id,
+        )
+    )
+    at_ms = int(row.redeemed_at.timestamp() * 1000)
+    return row.key, row.fingerprint.hex(), at_ms, row.remaining or 0, payload
+
+
+def customer_of(row: CustomerRow) -> leases.Customer:
+    """Return a customer's count with the redemption that a refusal names."""
+    return row.customer_id, row.live_count, ids.format_id("rdm", row.last_redemption_id)
+
+
+def _ms(at: Any) -> int:
+    return int(at.timestamp() * 1000) if at is not None else 0

@@ -1,0 +1,302 @@
+"""What one API worker knows of the leases that are out, and its part in keeping them honest.
+
+The keeper polls PostgreSQL for leases, registers this worker for each before the first claim goes
+out, opens their slots, and when Redis came back as another process it seals, tells its mark and
+asks PostgreSQL to judge. Claims never wait for it: what it knows is in two dictionaries.
+"""
+
+import asyncio
+import contextlib
+import time
+from datetime import timedelta
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+import structlog
+
+import core.db as db
+from core.errors import OutcomeUnknown, Unavailable
+from core.hot import ClaimBackend, SlotStatus, leases
+from core.redemptions import Terms, TermsCache
+
+# A sale opens within a third of a second on every worker, for five small reads a second.
+POLL_S: Final = 0.2
+BEAT_S: Final = 1.0
+# Three missed beats: `open` no longer waits for such a worker.
+ALIVE_WITHIN: Final = timedelta(seconds=3)
+# A worker that is registered for a lease and silent for so long when Redis came back as another
+# process is taken for lost, with its mark. A respawned worker is back within two or three.
+SILENT_AFTER: Final = timedelta(seconds=10)
+
+_log = structlog.get_logger("vauchflow.live_leases")
+
+
+class LeaseRow(msgspec.Struct, frozen=True):
+    """One lease that is out, as `vf.live_leases` tells it."""
+
+    project_id: UUID
+    sale_id: UUID
+    voucher_id: UUID
+    lease_id: UUID
+    tag: int
+    state: str
+    size: int
+    seq_base: int
+    run_id: str
+    code_norm: str
+
+
+class LiveLease:
+    """A lease this worker serves: where its claims go and how they are priced."""
+
+    __slots__ = ("row", "sealed_for", "serving_size", "slot", "sold_out_until", "terms")
+
+    def __init__(self, row: LeaseRow, terms: Terms, slot: int) -> None:
+        """Serve a lease through a slot of the backend.
+
+        `sold_out_until` is on this process's monotonic clock. `sealed_for` is "other" or "same"
+        while PostgreSQL judges whether another Redis process, or the same one, may go on.
+        """
+        self.row = row
+        self.terms = terms
+        self.slot = slot
+        self.serving_size = 0
+        self.sold_out_until = 0.0
+        self.sealed_for: str | None = None
+
+
+class Seat(Protocol):
+    """A worker's place on its node; the next worker to sit there inherits its marks file."""
+
+    @property
+    def worker_id(self) -> str: ...
+    @property
+    def node_id(self) -> str: ...
+    def marks_of_dead(self, worker_id: str) -> dict[str, int] | None: ...
+
+
+class _Judgement(msgspec.Struct):
+    outcome: str
+    run_id: str | None
+
+
+class _Neighbour(msgspec.Struct):
+    worker_id: str
+
+
+class _Seal(msgspec.Struct):
+    sealed_run_id: str | None
+
+
+class LeaseKeeper:
+    """The live leases of one API worker."""
+
+    def __init__(
+        self,
+        database: db.Database,
+        redis: Any,
+        backend: ClaimBackend,
+        terms: TermsCache,
+        seat: Seat,
+    ) -> None:
+        """Everything given is the caller's to close, after `stop`."""
+        self._database = database
+        self._redis = redis
+        self._backend = backend
+        self._terms = terms
+        self._seat = seat
+        self._task: asyncio.Task[None] | None = None
+        self._beat_at = 0.0
+        self._live: dict[UUID, LiveLease] = {}
+        self.by_sale: dict[UUID, LiveLease] = {}
+        self.by_code: dict[tuple[UUID, str], LiveLease] = {}
+
+    async def start(self) -> None:
+        """Sit down and look once, so that the first request finds what is live."""
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            await self.look()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Stop looking and tell PostgreSQL that this worker has gone."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
+            async with self._database.connection() as conn:
+                await db.run(conn, "lease_workers.leave", worker_id=self._seat.worker_id)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self.look()
+            except (Unavailable, OutcomeUnknown) as error:
+                # PostgreSQL is away: what is live stays live, and Redis goes on deciding.
+                _log.debug("look_failed", error=str(error))
+            except Exception:
+                _log.exception("look_broken")
+
+    async def look(self) -> None:
+        """Read what is out and bring slots, registrations and seals in line with it."""
+        async with self._database.connection() as conn:
+            now = time.monotonic()
+            if now - self._beat_at >= BEAT_S:
+                await db.run(
+                    conn,
+                    "lease_workers.beat",
+                    worker_id=self._seat.worker_id,
+                    node_id=self._seat.node_id,
+                )
+                if self._live:
+                    await db.run(conn, "lease_workers.seen", worker_id=self._seat.worker_id)
+                self._beat_at = now
+            rows = await db.many(conn, "lease_workers.live", LeaseRow)
+        for lease_id in self._live.keys() - {row.lease_id for row in rows}:
+            self._forget(self._live.pop(lease_id))
+        for row in rows:
+            await self._serve(row)
+        if self._live:
+            await self._keep_honest()
+
+    def _forget(self, live: LiveLease) -> None:
+        self._backend.close_slot(live.slot)
+        self.by_sale.pop(live.row.sale_id, None)
+        self.by_code.pop((live.row.project_id, live.row.code_norm), None)
+
+    async def _serve(self, row: LeaseRow) -> None:
+        live = self._live.get(row.lease_id)
+        if live is None:
+            terms = await self._terms.load(row.project_id, row.code_norm)
+            if terms is None or row.state == "arming":
+                return
+            async with self._database.connection() as conn:
+                await db.run(
+                    conn,
+                    "lease_workers.register",
+                    lease_id=row.lease_id,
+                    worker_id=self._seat.worker_id,
+                    node_id=self._seat.node_id,
+                )
+            slot = self._backend.open_lease(str(row.lease_id), row.run_id)
+            live = self._live[row.lease_id] = LiveLease(row, terms, slot)
+            self.by_sale[row.sale_id] = live
+            self.by_code[row.project_id, row.code_norm] = live
+        live.row = row
+        if live.serving_size != row.size:
+            live.sold_out_until = 0.0
+            async with self._database.connection() as conn:
+                await db.run(
+                    conn,
+                    "lease_workers.serve",
+                    lease_id=row.lease_id,
+                    worker_id=self._seat.worker_id,
+                    size=row.size,
+                )
+            live.serving_size = row.size
+
+    async def _keep_honest(self) -> None:
+        """Seal, tell and unseal wherever the Redis that answers is not the one PostgreSQL knows."""
+        status = self._backend.status()
+        if status.run_id is None or not status.connected:
+            return
+        for live in list(self._live.values()):
+            slot = status.slots.get(live.slot)
+            if slot is None:
+                continue
+            if live.row.run_id == status.run_id and not slot.sealed:
+                continue
+            await self._judge(live, slot, status.run_id)
+
+    async def _judge(self, live: LiveLease, slot: SlotStatus, run_id: str) -> None:
+        if live.row.state in ("fenced", "settled"):
+            await self._tell(live, slot.mark, run_id)
+            return
+        at: dict[str, Any] = {
+            "lease_id": live.row.lease_id,
+            "worker_id": self._seat.worker_id,
+        }
+        if live.sealed_for is not None and live.row.run_id == run_id:
+            # A judgement needs the seal of every worker, this one's too: that the lease names
+            # this run id says it was judged intact. If it always named it, a lifted seal does.
+            is_judged = live.sealed_for != "same"
+            if not is_judged:
+                async with self._database.connection(reads_only=True) as conn:
+                    own = await db.one(conn, "lease_workers.own_seal", _Seal, **at)
+                is_judged = own is not None and own.sealed_run_id is None
+            if is_judged:
+                self._backend.reopen(live.slot, run_id)
+                live.sealed_for = None
+                _log.info("lease_unsealed", lease=str(live.row.lease_id), run_id=run_id)
+                return
+        if live.sealed_for is None:
+            live.sealed_for = "same" if live.row.run_id == run_id else "other"
+        await self._tell(live, self._backend.seal(live.slot), run_id)
+        state = await self._state_of(live.row.lease_id, run_id)
+        if state is _UNSURE:
+            return
+        async with self._database.connection() as conn:
+            judgement = await db.one(
+                conn,
+                "lease_workers.judge",
+                _Judgement,
+                project_id=live.row.project_id,
+                lease_id=live.row.lease_id,
+                run_id_old=live.row.run_id,
+                run_id_new=run_id,
+                issued=state,
+                deadline=SILENT_AFTER,
+            )
+        if judgement is not None and judgement.outcome != "waiting":
+            _log.warning("lease_judged", lease=str(live.row.lease_id), outcome=judgement.outcome)
+
+    async def _tell(self, live: LiveLease, mark: int, run_id: str) -> None:
+        """Write this worker's seal, and those of dead neighbours whose marks it can read."""
+        lease_id = live.row.lease_id
+        async with self._database.connection() as conn:
+            await db.run(
+                conn,
+                "lease_workers.seal",
+                lease_id=lease_id,
+                worker_id=self._seat.worker_id,
+                run_id=run_id,
+                mark=mark,
+            )
+            neighbours = await db.many(
+                conn,
+                "lease_workers.unsealed_neighbours",
+                _Neighbour,
+                lease_id=lease_id,
+                node_id=self._seat.node_id,
+                worker_id=self._seat.worker_id,
+                run_id=run_id,
+            )
+            for neighbour in neighbours:
+                marks = self._seat.marks_of_dead(neighbour.worker_id)
+                if marks is not None:
+                    await db.run(
+                        conn,
+                        "lease_workers.seal",
+                        lease_id=lease_id,
+                        worker_id=neighbour.worker_id,
+                        run_id=run_id,
+                        mark=marks.get(str(lease_id), 0),
+                    )
+
+    async def _state_of(self, lease_id: UUID, run_id: str) -> int | object | None:
+        """Return what this very Redis process has issued, None when it lacks the lease."""
+        try:
+            before = await self._redis.info("server")
+            state = await leases.read_state(self._redis, str(lease_id))
+            after = await self._redis.info("server")
+        except Exception as error:
+            _log.debug("redis_unread", error=str(error))
+            return _UNSURE
+        if before["run_id"] != run_id or after["run_id"] != run_id:
+            return _UNSURE
+        return state.issued if state is not None and state.ready else None
+
+
+_UNSURE: Final = object()
