@@ -81,6 +81,7 @@ class Status:
     batches: int
     items: int
     wakeups: int
+    last_error: str | None = None  # of the connection, or the last one a script call met
     slots: Mapping[int, SlotStatus] = field(default_factory=dict)
 
 

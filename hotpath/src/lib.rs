@@ -1,3 +1,17 @@
+//! The batcher of a flash sale.
+//!
+//! `bindings` is the only file that names Python; `batcher` holds what the event loop and the I/O
+//! thread share; `flight` is that thread; `connection` owns the socket; `resp` and `script` read
+//! and write without I/O; `marks` remembers what was handed out; all know `outcome`.
+
+pub mod batcher;
+pub mod connection;
+pub mod flight;
+pub mod marks;
+pub mod outcome;
+pub mod resp;
 pub mod script;
+pub mod wake;
+
 #[cfg(feature = "python")]
 mod bindings;

@@ -1,0 +1,66 @@
+import asyncio
+from os import PathLike
+from typing import Final, TypedDict, final
+
+BUILD_PROFILE: Final[str]
+CLAIM_LUA: Final[str]
+CROWD_LUA: Final[str]
+LEASE_LUA: Final[str]
+FACTS_LUA: Final[str]
+
+class _Status(TypedDict):
+    connected: bool
+    run_id: str | None
+    dead: bool
+    queued: int
+    in_flight: int
+    batches: int
+    items: int
+    wakeups: int
+    last_error: str | None
+    slots: dict[int, tuple[str, str | None, int]]
+
+@final
+class Batcher:
+    def __new__(
+        cls,
+        loop: asyncio.AbstractEventLoop,
+        address: str,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        db: int = 0,
+        batch_max: int = 256,
+        queue_max: int = 4096,
+        flight_timeout_ms: int = 2000,
+        marks_path: str | PathLike[str] | None = None,
+    ) -> Batcher: ...
+    def fileno(self) -> int: ...
+    def open_lease(self, lease_id: str, run_id: str) -> int: ...
+    def open_crowd(self, voucher_id: str, lineage: str) -> int: ...
+    def reopen(self, slot: int, run_id: str) -> None: ...
+    def seal(self, slot: int) -> int: ...
+    def close_slot(self, slot: int) -> None: ...
+    def claim(
+        self,
+        slot: int,
+        key: str | None,
+        fingerprint: str,
+        customer: str | None,
+        payload: bytes,
+        deadline_ms: int,
+    ) -> asyncio.Future[tuple[int, int, int, int, bytes | None]]: ...
+    def drain(self) -> None: ...
+    def status(self) -> _Status: ...
+    def close(self) -> None: ...
+    def join(self) -> None: ...
+
+@final
+class Marks:
+    def __new__(cls, path: str | PathLike[str] | None = None) -> Marks: ...
+    def take(self, lease_id: str) -> int: ...
+    def get(self, record: int) -> int: ...
+    def raise_to(self, record: int, seq: int) -> None: ...
+    def free(self, record: int) -> None: ...
+
+def read_marks(path: str | PathLike[str]) -> dict[str, int] | None: ...
