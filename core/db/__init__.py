@@ -126,8 +126,13 @@ class Connection:
         """Run one statement, or a script when there are no arguments, and return its tag."""
         return cast("str", await self._send("execute", sql, args))
 
+    def give_back(self) -> None:
+        """Mark the end of the `async with`; using the connection from now on is a bug."""
+        self._raw = None
+
     async def _send(self, method: Literal["fetch", "execute"], sql: str, args: Any) -> Any:
-        if self._raw.is_closed():
+        assert self._raw is not None, "the connection was given back: its `async with` is over"
+        if _is_lost(self._raw):
             # Nothing was sent: even a call that commits by itself has surely not run.
             raise unavailable("the connection to the database was lost before the statement")
         if self._is_alone and self._is_pooled:
@@ -180,7 +185,7 @@ class Database:
         command_timeout_s: float = STATEMENT_TIMEOUT_MS / 1000 + CLIENT_GRACE_S,
         application_name: str = "vauchflow",
     ) -> Self:
-        """Open `size_min` connections; more are opened when needed, up to `size_max`.
+        """Open `size_min` connections now; more when needed, up to `size_max`, which idle away.
 
         `statement_cache_size=0` (settings.prepared_statements off) is the mode for PgBouncer
         pooling transactions: no prepared statements and no startup parameters.
@@ -191,7 +196,8 @@ class Database:
         try:
             pool = await asyncpg.create_pool(
                 dsn,
-                min_size=size_min,
+                # asyncpg keeps a minimum by logging a traceback whenever PostgreSQL is away.
+                min_size=0,
                 max_size=size_max,
                 max_queries=QUERIES_PER_CONNECTION_MAX,
                 statement_cache_size=statement_cache_size,
@@ -201,6 +207,9 @@ class Database:
                 init=_set_codecs_pooled if is_pooled else _set_codecs,
                 reset=_keep_session,
             )
+            opened = [await pool.acquire() for _ in range(size_min)]
+            for raw in opened:
+                await pool.release(raw)
         except DRIVER_ERRORS as error:
             raise_translated(error, may_have_committed=False, reads_only=True)
         return cls(pool, size_max=size_max, is_pooled=is_pooled)
@@ -234,8 +243,8 @@ class Database:
         begin = _begin(project_id, reads_only, isolation, statement_timeout_ms)
         timeout_s = statement_timeout_ms and statement_timeout_ms / 1000 + CLIENT_GRACE_S
         raw = await self._acquire()
+        connection = Connection(raw, is_alone=False, reads_only=reads_only, timeout_s=timeout_s)
         try:
-            connection = Connection(raw, is_alone=False, reads_only=reads_only, timeout_s=timeout_s)
             try:
                 await connection.execute(begin)
                 yield connection
@@ -244,6 +253,7 @@ class Database:
                 raise
             await _commit(raw, reads_only=reads_only, timeout_s=timeout_s)
         finally:
+            connection.give_back()
             await self._release(raw)
 
     @asynccontextmanager
@@ -254,9 +264,13 @@ class Database:
         holds no locks. A lost connection is OutcomeUnknown, unless `reads_only`.
         """
         raw = await self._acquire()
+        connection = Connection(
+            raw, is_alone=True, is_pooled=self._is_pooled, reads_only=reads_only
+        )
         try:
-            yield Connection(raw, is_alone=True, is_pooled=self._is_pooled, reads_only=reads_only)
+            yield connection
         finally:
+            connection.give_back()
             await self._release(raw)
 
     async def _acquire(self) -> Any:
@@ -350,7 +364,7 @@ def _begin(
 
 
 async def _commit(raw: Any, *, reads_only: bool, timeout_s: float | None) -> None:
-    if raw.is_closed():
+    if _is_lost(raw):
         raise unavailable("the connection to the database was lost before the commit")
     try:
         tag = await raw.execute("COMMIT", timeout=timeout_s)
@@ -361,13 +375,22 @@ async def _commit(raw: Any, *, reads_only: bool, timeout_s: float | None) -> Non
 
 
 async def _roll_back(raw: Any) -> None:
-    if raw.is_closed():
+    if _is_lost(raw):
         return
     try:
         await raw.execute("ROLLBACK", timeout=RELEASE_TIMEOUT_S)
     except Exception:
         # It did not even roll back: without its connection PostgreSQL will do so by itself.
-        raw.terminate()
+        if not _is_lost(raw):
+            raw.terminate()
+
+
+def _is_lost(raw: Any) -> bool:
+    try:
+        return bool(raw.is_closed())
+    except asyncpg.InterfaceError:
+        # The pool has already taken the dead connection away from under its user.
+        return True
 
 
 async def _set_codecs_pooled(raw: Any) -> None:
