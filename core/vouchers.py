@@ -1,7 +1,7 @@
 """Vouchers: made, read, edited, switched on and off, and validated. Redeeming is its own noun."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -147,7 +147,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     discount_applied: Amount
     remaining: int | None
     detail: str | None = None
-    because: dict[str, object] | None = None
+    because: dict[str, Any] | None = None
 
 
 class _SaleState(msgspec.Struct, frozen=True, kw_only=True):
