@@ -82,9 +82,9 @@ class RedisLink:
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
         )
-        link = cls(pool.make_connection())
+        link = cls(pool.make_connection())  # type: ignore[no-untyped-call]
         try:
-            await link._connection.connect()
+            await link._connection.connect()  # type: ignore[no-untyped-call]
             await link._connection.send_command("INFO", "server")
             info = await link._connection.read_response()
         except BaseException:

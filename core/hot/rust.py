@@ -1,4 +1,4 @@
-"""The claim backend of the compiled batcher: its futures belong to one event loop, its I/O to none."""
+"""The claim backend of the compiled batcher: futures belong to one loop, I/O to no loop."""
 
 from __future__ import annotations
 

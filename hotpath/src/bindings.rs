@@ -2,6 +2,8 @@
 //!
 //! Futures live here, in a slab on the loop's side; the I/O thread knows them by ticket only. The
 //! thread never attaches to the interpreter: `drain`, called by the loop, resolves what has come.
+// Converted arguments arrive by value; a borrowed path would need a lifetime pyo3 does not give.
+#![allow(clippy::needless_pass_by_value)]
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,8 +97,11 @@ impl Batcher {
         if batch_max == 0 || queue_max == 0 || flight_timeout_ms == 0 {
             return Err(PyValueError::new_err("limits must be at least 1"));
         }
-        let limits =
-            Limits { batch_max, queue_max, flight_timeout: Duration::from_millis(flight_timeout_ms) };
+        let limits = Limits {
+            batch_max,
+            queue_max,
+            flight_timeout: Duration::from_millis(flight_timeout_ms),
+        };
         let marks = marks::Marks::open(marks_path.as_deref())?;
         let core = Arc::new(Core::new(limits, marks)?);
         let server = Server { address, username, password, db };
@@ -295,7 +300,6 @@ fn read_marks(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict
 
 #[pymodule(gil_used = false)]
 mod _native {
-
     #[pymodule_export]
     use super::{Batcher, Marks, read_marks};
     #[pymodule_export]

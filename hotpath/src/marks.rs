@@ -39,8 +39,11 @@ impl Record {
 
 enum Place {
     Heap(Box<[Record]>),
-    /// The file stays open, and locked, as long as the map.
-    Map(NonNull<Record>, File),
+    /// The file stays open, and so locked, as long as the map.
+    Map {
+        first: NonNull<Record>,
+        _lock: File,
+    },
 }
 
 // SAFETY: the map is shared memory accessed through atomics only, and lives until drop.
@@ -82,7 +85,7 @@ impl Marks {
             return Err(io::Error::last_os_error());
         }
         let first = NonNull::new(map.cast::<Record>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let marks = Self(Place::Map(first, file));
+        let marks = Self(Place::Map { first, _lock: file });
         let header = &marks.all()[0];
         let boot = words(boot_id());
         if header.lease() != boot || header.mark.load(Ordering::Acquire) != FORMAT {
@@ -98,7 +101,7 @@ impl Marks {
         match &self.0 {
             Place::Heap(records) => records,
             // SAFETY: the map holds exactly this many records, page-aligned, until drop.
-            Place::Map(first, _) => unsafe {
+            Place::Map { first, .. } => unsafe {
                 std::slice::from_raw_parts(first.as_ptr(), RECORDS + 1)
             },
         }
@@ -136,15 +139,18 @@ impl Marks {
 
 impl Drop for Marks {
     fn drop(&mut self) {
-        if let Place::Map(first, _) = &self.0 {
+        if let Place::Map { first, .. } = &self.0 {
             // SAFETY: mapped in `open` with this length, and nothing borrows it any more.
             unsafe { libc::munmap(first.as_ptr().cast(), FILE_BYTES) };
         }
     }
 }
 
+/// A lease and its mark.
+pub type Mark = ([u8; 16], u64);
+
 /// Read another process's marks; nothing when the file is missing, foreign, or of an earlier boot.
-pub fn read(path: &Path) -> io::Result<Option<Vec<([u8; 16], u64)>>> {
+pub fn read(path: &Path) -> io::Result<Option<Vec<Mark>>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) if bytes.len() == FILE_BYTES => bytes,
         Ok(_) => return Ok(None),

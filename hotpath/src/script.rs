@@ -226,7 +226,8 @@ mod tests {
 
     #[test]
     fn a_reply_of_another_length_or_with_a_strange_item_is_not_trusted_at_all() {
-        let strange = [Value::Int(0), Value::Int(-13), Value::Nil, Value::Bulk(b"R1|x|2|p".to_vec())];
+        let strange =
+            [Value::Int(0), Value::Int(-13), Value::Nil, Value::Bulk(b"R1|x|2|p".to_vec())];
         for item in strange {
             let value = Value::Array(vec![Value::Int(1), Value::Int(2), Value::Int(1), item]);
             assert_eq!(read_reply(value, 2), None);

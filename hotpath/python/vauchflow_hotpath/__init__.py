@@ -1,4 +1,4 @@
-"""The compiled part of a flash sale: the batcher, its marks, and the one copy of the Lua scripts."""
+"""The compiled part of a flash sale: the batcher, its marks, and the one copy of the scripts."""
 
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
