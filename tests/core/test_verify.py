@@ -1,0 +1,586 @@
+"""Clean books pass `verify`; every way of cooking them is named.
+
+Each fraud is planted by hand, as a superuser, with the constraint that forbids it dropped first:
+so the checks are shown to see it, and the constraints are shown to stand in its way.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import json
+import random
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+import redis.asyncio
+from vauchflow_hotpath import CLAIM_LUA
+
+from core import ids, verify
+from core.hot import keys, leases
+from core.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+RUN_ID = "a" * 40
+PROJECT, ACCOUNT = uuid.UUID(int=1), uuid.UUID(int=2)
+CAMPAIGN, DIRECT, FLASH, SALE, STRICT, STRICT_SALE = (uuid.UUID(int=n) for n in range(10, 16))
+
+
+class Books:
+    """A small shop: 5 direct redemptions under a campaign, a strict sale, a settled lease with a
+    burned hole, and an open lease that sold 7 of 20 with 2 not settled yet."""
+
+    def __init__(self, owner: asyncpg.Connection, valkey: redis.asyncio.Redis) -> None:
+        self.owner = owner
+        self.valkey = valkey
+        self.settled = uuid.uuid4()
+        self.open = uuid.uuid4()
+        self.numbers = itertools.count()
+
+    async def open_shop(self) -> None:
+        await self.owner.execute(
+            f"""
+            insert into vf.accounts (id, name) values ('{ACCOUNT}', 'A');
+            insert into vf.projects (id, account_id, name) values ('{PROJECT}', '{ACCOUNT}', 'P');
+            insert into vf.campaigns (project_id, id, name, max_redemptions, per_customer_limit)
+            values ('{PROJECT}', '{CAMPAIGN}', 'C', 100, 2);
+            insert into vf.vouchers (project_id, id, code, code_norm, campaign_id, discount_type,
+                discount_bp, max_redemptions, per_customer_limit)
+            values ('{PROJECT}', '{DIRECT}', 'A', 'A', '{CAMPAIGN}', 'PERCENT', 1000, 10, 2),
+                   ('{PROJECT}', '{FLASH}', 'F', 'F', null, 'PERCENT', 5000, 30, 1),
+                   ('{PROJECT}', '{STRICT}', 'S', 'S', null, 'PERCENT', 5000, 4, null);
+            insert into vf.flash_sales (project_id, id, voucher_id, name, durability, status, stock)
+            values ('{PROJECT}', '{SALE}', '{FLASH}', 'Drop', 'fast', 'open', 30),
+                   ('{PROJECT}', '{STRICT_SALE}', '{STRICT}', 'Slow', 'strict', 'open', 4);
+            update vf.vouchers set flash_sale_id = '{STRICT_SALE}' where id = '{STRICT}';
+            """
+        )
+        await self.redeem(DIRECT, 5, campaign=CAMPAIGN)
+        await self.redeem(STRICT, 3, sale=STRICT_SALE)
+
+    async def redeem(
+        self,
+        voucher: uuid.UUID,
+        count: int,
+        *,
+        campaign: uuid.UUID | None = None,
+        sale: uuid.UUID | None = None,
+    ) -> None:
+        some = [f"{voucher.int}-{i}" for i in range(count)]
+        answers = await self.owner.fetch(
+            "select * from vf.redeem_many($1, $2, 1, $3, 1, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            *(PROJECT, voucher, campaign, sale, [uuid.uuid4() for _ in some]),
+            *([f"key-{s}" for s in some], [b"f" * 16 for _ in some], [f"cus-{s}" for s in some]),
+            *([8999] * count, [900] * count, [None] * count, [None] * count),
+        )
+        assert [row["outcome"] for row in answers] == ["redeemed"] * count
+
+    async def arm(self, lease: uuid.UUID) -> None:
+        tag = random.getrandbits(62)
+        armed = await self.owner.fetchrow(
+            "select * from vf.arm_lease($1, $2, $3, $4, $5, 1000)",
+            *(PROJECT, SALE, lease, tag, RUN_ID),
+        )
+        assert armed["outcome"] == "armed"
+        await self.owner.execute("update vf.leases set state = 'open' where id = $1", lease)
+        facts = leases.LeaseFacts(lease_id=str(lease), size=armed["size"], customer_limit=1)
+        assert await leases.arm(self.valkey, facts)
+
+    async def claim(self, lease: uuid.UUID, count: int) -> None:
+        items: list[str] = []
+        for _ in range(count):
+            i = next(self.numbers)
+            name = f"{str(lease)[:8]}-{i}"
+            items += [f"key-{name}", hashlib.md5(name.encode()).hexdigest(), f"cus-{name}"]
+            items.append(json.dumps({"id": str(uuid.uuid4())}))
+        reply = await self.valkey.eval(
+            CLAIM_LUA, 4, *keys.of_lease(str(lease)), str(lease), count, *items
+        )
+        assert all(isinstance(seq, int) and seq > 0 for seq in reply[2:]), reply
+
+    async def settle(self, lease: uuid.UUID, *, drop_seq: int | None = None) -> None:
+        """Write what the stream holds behind the offset, as the reconciler does."""
+        from_id = await self.owner.fetchval(
+            "select last_id from vf.lease_progress where lease_id = $1", lease
+        )
+        for entry in await leases.read_wins(self.valkey, str(lease), from_id):
+            wins = [win for win in entry.wins if win.seq != drop_seq]
+            settled = await self.owner.fetchrow(
+                "select * from vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+                " $13, $14, $15)",
+                *(PROJECT, lease, from_id, entry.id, [win.seq for win in wins]),
+                [uuid.UUID(json.loads(win.payload)["id"]) for win in wins],
+                *([win.key for win in wins], [bytes.fromhex(win.fingerprint) for win in wins]),
+                *([win.customer for win in wins], [8999] * len(wins), [4500] * len(wins)),
+                *([None] * len(wins), [None] * len(wins), [win.remaining for win in wins]),
+                [entry.at_ms] * len(wins),
+            )
+            assert settled["outcome"] == "applied"
+            from_id = entry.id
+
+    async def close(self, lease: uuid.UUID, open_to: int) -> None:
+        await self.owner.execute("update vf.leases set state = 'draining' where id = $1", lease)
+        ended = await self.owner.fetchrow(
+            "select * from vf.settle_lease($1, $2, $3)", PROJECT, lease, open_to
+        )
+        assert ended["outcome"] == "settled"
+        await leases.drop(self.valkey, str(lease))
+
+
+@pytest.fixture
+async def books(settings: Settings, valkey: redis.asyncio.Redis) -> AsyncIterator[Books]:
+    owner = await asyncpg.connect(settings.database_dsn("owner"))
+    try:
+        shop = Books(owner, valkey)
+        await shop.open_shop()
+        await shop.arm(shop.settled)
+        await shop.claim(shop.settled, 4)
+        await shop.settle(shop.settled)
+        await shop.close(shop.settled, 5)
+        await shop.arm(shop.open)
+        await shop.claim(shop.open, 5)
+        await shop.settle(shop.open)
+        await shop.claim(shop.open, 2)
+        yield shop
+    finally:
+        await owner.close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A fraud stays where it is: looking again for five seconds only makes the tests slow.
+    monkeypatch.setattr("core.verify_redis.PATIENCE_S", 0.1)
+    monkeypatch.setattr("core.verify.DRAIN_S_MAX", 0.1)
+
+
+async def test_clean_books_of_a_selling_shop_pass_with_their_figures(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await verify.run(settings, None) == 0
+    out = capsys.readouterr().out
+    assert "I1  ok" in out and "17 live of 17 redemptions" in out
+    assert "I6  ok     numbers are unique, and every hole is accounted for: 1 burned" in out
+    assert "stock 30, claimed 7, settled 5, lag 2" in out
+    assert "stock 4, claimed 3, settled 3, lag 0" in out
+    assert "quarantine: 0" in out
+    assert out.endswith("violations: 0\n")
+    assert "FAILED" not in out and "not checked" not in out
+
+
+async def judged(
+    settings: Settings, capsys: pytest.CaptureFixture[str], history: Path | None = None
+) -> tuple[int, set[str], str]:
+    """Return the exit status, the invariants that failed, and everything that was printed."""
+    capsys.readouterr()
+    status = await verify.run(settings, history)
+    out = capsys.readouterr().out
+    return status, {line.split()[0] for line in out.splitlines() if " FAILED" in line}, out
+
+
+# What is done to the books, which invariants say so, and the sentence that names it.
+FRAUDS: dict[str, tuple[str, set[str], str]] = {
+    "a direct redemption counted twice": (
+        "update vf.vouchers set direct_count = direct_count + 1 where id = '{DIRECT}'",
+        {"I1"},
+        "a voucher's direct_count is its live direct redemptions: vch_",
+    ),
+    "a committed redemption lost": (
+        "delete from vf.redemptions where lease_id = '{DIRECT}' and seq = 3",
+        {"I1", "I5"},
+        "should be 4, is 5",
+    ),
+    "a voucher redeemed beyond its limit": (
+        "alter table vf.vouchers drop constraint vouchers_never_over;"
+        "update vf.vouchers set max_redemptions = 4 where id = '{DIRECT}'",
+        {"I1"},
+        "a voucher redeems at most max_redemptions",
+    ),
+    "units vanished from a voucher": (
+        "update vf.vouchers set leased_count = leased_count - 1 where id = '{FLASH}'",
+        {"I1"},
+        "a voucher's leased_count is what its leases hold",
+    ),
+    "a strict sale's count is off": (
+        "update vf.flash_sales set sold_count = 2 where id = '{STRICT_SALE}'",
+        {"I1"},
+        "a sale's sold_count is its live direct redemptions",
+    ),
+    "units vanished from a sale": (
+        "update vf.flash_sales set leased_count = 1 where id = '{SALE}'",
+        {"I1"},
+        "a sale's leased_count is what its leases hold",
+    ),
+    "a sale sold more than its stock": (
+        "alter table vf.flash_sales drop constraint flash_sales_never_over;"
+        "update vf.flash_sales set stock = 2 where id = '{STRICT_SALE}'",
+        {"I1"},
+        "a sale sells at most its stock",
+    ),
+    "a sale forgot what was burned": (
+        "update vf.flash_sales set burned_count = 0 where id = '{SALE}'",
+        {"I1"},
+        "a sale's burned_count is what its leases burned",
+    ),
+    "a campaign's count is off": (
+        "update vf.campaigns set direct_count = 6",
+        {"I1"},
+        "a campaign's direct_count is its live direct redemptions",
+    ),
+    "a campaign holds units of no lease": (
+        "update vf.campaigns set leased_count = 1",
+        {"I1"},
+        "a campaign's leased_count is what its leases hold",
+    ),
+    "a campaign redeemed beyond its limit": (
+        "alter table vf.campaigns drop constraint campaigns_never_over;"
+        "update vf.campaigns set max_redemptions = 4",
+        {"I1"},
+        "a campaign redeems at most max_redemptions",
+    ),
+    "a lease grew without a grant": (
+        "update vf.leases set size = size + 5, open_to = open_to + 5 where id = '{open}'",
+        {"I1"},
+        "a lease's size is its largest grant",
+    ),
+    "a lease with more rows than units": (
+        "update vf.leases set size = 3, open_to = 3 where id = '{open}'",
+        {"I1", "I10"},
+        "a lease has at most size redemptions",
+    ),
+    "a number above its grant": (
+        "alter table vf.redemptions drop constraint redemptions_within_grant;"
+        "update vf.redemptions set seq = 900 where lease_id = '{open}' and seq = 5",
+        {"I1", "I6", "I10"},
+        "no number is above its grant",
+    ),
+    "a number written after the lease was closed": (
+        "update vf.redemptions set seq = 6 where lease_id = '{settled}' and seq = 4",
+        {"I1"},
+        "a lease's numbers end at open_to",
+    ),
+    "a redemption of no lease": (
+        "alter table vf.redemptions drop constraint redemptions_grant;"
+        "update vf.redemptions set lease_id = gen_random_uuid()"
+        " where lease_id = '{settled}' and seq = 1",
+        {"I1", "I6", "I9"},
+        "a redemption's lease is in the books",
+    ),
+    "one key with two redemptions": (
+        "alter table vf.redemptions drop constraint redemptions_key;"
+        "update vf.redemptions set idempotency_key = 'twice' where lease_id = '{STRICT}'",
+        {"I3"},
+        "an idempotency key has one redemption: vch_",
+    ),
+    "one redemption id on two rows": (
+        "drop index vf.redemptions_id;"
+        "update vf.redemptions set id = '{SALE}' where lease_id = '{STRICT}'",
+        {"I3"},
+        "a redemption id has one row: rdm_",
+    ),
+    "a customer beyond the limit": (
+        "update vf.redemptions set customer_id = 'greedy' where lease_id = '{settled}'",
+        {"I5"},
+        "a customer has at most per_customer_limit: vch_",
+    ),
+    "a customer beyond a campaign's limit": (
+        "update vf.redemptions set customer_id = 'greedy' where lease_id = '{DIRECT}'",
+        {"I5"},
+        "a customer has at most per_customer_limit: cmp_",
+    ),
+    "a customer who was forgiven": (
+        "update vf.customer_counts set live_count = 0 where customer_id like '%-2'",
+        {"I5"},
+        "customer_counts is the customer's settled redemptions",
+    ),
+    "a number given out twice": (
+        "alter table vf.redemptions drop constraint redemptions_pkey;"
+        "update vf.redemptions set seq = 1 where lease_id = '{DIRECT}' and seq = 2",
+        {"I6"},
+        "a number is given out once: lease",
+    ),
+    "a sale-wide number answered twice": (
+        "update vf.redemptions set sale_seq = 1 where sale_id = '{SALE}' and sale_seq = 2",
+        {"I6"},
+        "a sale-wide number is given out once: fls_",
+    ),
+    "a voucher's numbers set back": (
+        "update vf.vouchers set next_number = 2 where id = '{DIRECT}'",
+        {"I6"},
+        "direct numbers are below next_number",
+    ),
+    "a settled row of an open lease lost": (
+        "delete from vf.redemptions where lease_id = '{open}' and seq = 3",
+        {"I6", "I9"},
+        "up to accounted every number is a row, a repeated key or quarantined",
+    ),
+    "burned units nobody counted": (
+        "update vf.leases set burned = 0 where id = '{settled}'",
+        {"I1", "I6"},
+        "a settled lease's holes are burned",
+    ),
+    "units returned twice": (
+        "update vf.leases set returned = returned + 1 where id = '{settled}'",
+        {"I6"},
+        "a settled lease returned what is above open_to",
+    ),
+    "accounted set back": (
+        "update vf.lease_progress set accounted = 4 where lease_id = '{open}'",
+        {"I6", "I10"},
+        "no row is above accounted",
+    ),
+    "a lease without progress": (
+        "delete from vf.lease_progress where lease_id = '{settled}'",
+        {"I9"},
+        "a lease's progress is kept",
+    ),
+    "a win read and gone": (
+        "alter table vf.lease_progress drop constraint lease_progress_sum;"
+        "update vf.lease_progress set read_count = read_count + 1",
+        {"I9"},
+        "read is inserted + replayed + same_key + quarantined",
+    ),
+    "a row that came past the reconciler": (
+        "update vf.lease_progress set inserted_count = 3, read_count = 3 where lease_id = '{open}'",
+        {"I9"},
+        "inserted is the lease's rows",
+    ),
+    "a quarantine swept under the rug": (
+        "update vf.lease_progress set quarantined_count = 1, inserted_count = inserted_count - 1"
+        " where lease_id = '{settled}'",
+        {"I9"},
+        "quarantined is the lease's quarantine",
+    ),
+    "an offset beyond the stream": (
+        "update vf.lease_progress set last_id = '99999999999999-0' where lease_id = '{open}'",
+        {"I10"},
+        "the offset 99999999999999-0 is behind the stream's end",
+    ),
+}
+
+
+@pytest.mark.parametrize("fraud", FRAUDS)
+async def test_a_fraud_in_the_ledger_is_named(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str], fraud: str
+) -> None:
+    statements, invariants, sentence = FRAUDS[fraud]
+    await books.owner.execute(
+        statements.format(**globals(), settled=books.settled, open=books.open)
+    )
+    status, failed, out = await judged(settings, capsys)
+    assert (status, failed) == (1, invariants), out
+    assert sentence in out
+    assert "violations: 0" not in out
+
+
+REDIS_FRAUDS: dict[str, tuple[list[tuple[Any, ...]], set[str], str]] = {
+    "numbers set back": (
+        [("HSET", "{s}", "issued", "3")],
+        {"I10"},
+        "accounted 5 is above Redis's issued 3",
+    ),
+    "told of commits that never were": (
+        [("HSET", "{s}", "accounted", "6")],
+        {"I10"},
+        "Redis was told accounted 6, PostgreSQL has 5",
+    ),
+    "more units than were granted": (
+        [("HSET", "{s}", "size", "1000")],
+        {"I10"},
+        "Redis has size 1,000, PostgreSQL granted 25",
+    ),
+    "more numbers than units": (
+        [("HSET", "{s}", "size", "6")],
+        {"I10"},
+        "Redis issued 7 of a size of 6",
+    ),
+    "trimmed before it was settled": (
+        [("XTRIM", "{x}", "MAXLEN", "=", "0")],
+        {"I10"},
+        "2 wins above accounted 5 are not in the stream",
+    ),
+    "an unread entry lost": (
+        [("HINCRBY", "{s}", "issued", "1"), ("DEL", "{x}"), ("XADD", "{x}", "*", "f", "8")],
+        {"I10"},
+        "the stream goes on with seq 8, accounted is 5",
+    ),
+    "everything lost": (
+        [("DEL", "{s}", "{k}", "{c}", "{x}")],
+        {"I10"},
+        "Redis does not have it",
+    ),
+    "idempotency records lost": ([("DEL", "{k}")], {"I3"}, "in the ledger and nothing in Redis"),
+    "customers forgotten": ([("DEL", "{c}")], {"I5"}, "has won and Redis counts 0 of 1"),
+}
+
+
+@pytest.mark.parametrize("fraud", REDIS_FRAUDS)
+async def test_a_redis_that_disagrees_is_named(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str], fraud: str
+) -> None:
+    commands, invariants, sentence = REDIS_FRAUDS[fraud]
+    names = dict(zip("skcx", keys.of_lease(str(books.open)), strict=True))
+    for command in commands:
+        await books.valkey.execute_command(*[part.format(**names) for part in command])
+    status, failed, out = await judged(settings, capsys)
+    assert (status, failed) == (1, invariants), out
+    assert sentence in out
+
+
+async def test_a_win_the_reconciler_dropped_is_a_hole_nothing_accounts_for(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.settle(books.open, drop_seq=6)
+    status, failed, out = await judged(settings, capsys)
+    assert (status, failed) == (1, {"I6"}), out
+    assert "should be 0, is 1" in out
+
+
+async def test_offenders_are_shown_up_to_a_bound_and_counted_in_full(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.owner.execute(
+        "insert into vf.customer_counts select project_id, scope_id, 'ghost-' || n, 1, 2,"
+        f" last_redemption_id from (select * from vf.customer_counts where scope_id = '{DIRECT}'"
+        " limit 1) k, generate_series(1, 250) n"
+    )
+    status, failed, out = await judged(settings, capsys)
+    assert (status, failed) == (1, {"I5"})
+    assert out.count("ghost-") == verify.ROWS_MAX
+    assert "violations: 250" in out
+
+
+async def test_another_project_is_left_out_when_one_is_named(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.owner.execute(f"update vf.vouchers set direct_count = 9 where id = '{DIRECT}'")
+    assert await verify.run(settings, None, project=uuid.uuid4()) == 0
+    assert "0 vouchers" in capsys.readouterr().out
+    assert await verify.run(settings, None, project=PROJECT) == 1
+
+
+async def calls_of(books: Books, voucher: uuid.UUID, code: str) -> list[dict[str, Any]]:
+    """Make the history that honest clients of this voucher would have written."""
+    rows = await books.owner.fetch(
+        "select *, coalesce(sale_seq, seq) as told from vf.redemptions where voucher_id = $1"
+        " order by told",
+        voucher,
+    )
+    return [
+        {
+            "call": float(n),
+            "ret": n + 0.5,
+            "out": "ok",
+            "key": row["idempotency_key"],
+            "customer": row["customer_id"],
+            "code": code,
+            "rid": ids.format_id("rdm", row["id"]),
+            "seq": row["told"],
+            "discount": f"{row['discount_minor'] / 100:.2f}",
+        }
+        for n, row in enumerate(rows)
+    ]
+
+
+def written(path: Path, calls: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(call) for call in calls))
+    return path
+
+
+async def test_an_honest_history_passes_and_each_lie_is_named(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    await books.settle(books.open)
+    file = tmp_path / "history.jsonl"
+    direct = await calls_of(books, DIRECT, "a")
+    flash = await calls_of(books, FLASH, "F")
+    status, failed, out = await judged(settings, capsys, written(file, direct + flash))
+    assert (status, failed) == (0, set()), out
+    assert "I2  ok     every answered win is in the ledger, as answered: 16 answered wins" in out
+    assert "I4  ok" in out and "I7  ok" in out and "I8  ok" in out
+
+    lost = {
+        **flash[0],
+        "call": 50.0,
+        "ret": 51.0,
+        "key": "k",
+        "rid": ids.format_id("rdm", ids.new()),
+        "seq": 99,
+    }
+    early = {**flash[0], "key": "e", "rid": None, "seq": None, "out": "sold_out", "ret": 7.2}
+    for lie, invariant, sentence in (
+        ([*flash, lost], "I2", "missing"),
+        ([{**flash[0], "discount": 45.01}, *flash[1:]], "I2", "as answered"),
+        ([*flash, {**flash[0], "seq": 2}], "I3", "a replay is the first answer"),
+        (flash[1:], "I4", "unheard"),
+        ([{**flash[0], "out": "refused"}, *flash[1:]], "I4", "was refused"),
+        ([{**flash[0], "call": 8.0, "ret": 8.1}, *flash[1:]], "I7", "lower number"),
+        ([*flash, early], "I8", "heard it when at most 8 of 29 could be"),
+    ):
+        status, failed, out = await judged(settings, capsys, written(file, lie))
+        assert (status, failed) == (1, {invariant}), out
+        assert sentence in out
+
+
+async def test_a_history_that_cannot_be_held_against_anything_is_not_called_clean(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "history.jsonl"
+    unknown = {"call": 1.0, "out": "unknown", "code": "NOBODY", "key": "k"}
+    status, _, out = await judged(settings, capsys, written(file, [unknown]))
+    assert (status, "the history's code 'NOBODY': there is none" in out) == (2, True)
+    status, _, out = await judged(settings, capsys, written(file, [unknown, {"call": 1}]))
+    assert (status, f"{file}:2: " in out) == (2, True)
+
+
+async def test_a_redis_that_is_away_is_not_called_clean(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str], data_dir: Path
+) -> None:
+    away = msgspec.structs.replace(settings, redis_url=f"unix://{data_dir}/nobody.sock")
+    status, failed, out = await judged(away, capsys)
+    assert (status, failed) == (2, set())
+    assert "not checked: 1 live lease in Redis" in out
+
+
+async def test_a_selling_settling_and_trimmed_sale_never_raises_a_false_alarm(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.owner.execute(
+        "update vf.flash_sales set stock = 100000 where durability = 'fast';"
+        f"update vf.vouchers set max_redemptions = 100000 where id = '{FLASH}'"
+    )
+    assert (
+        await books.owner.fetchval("select vf.grow_lease($1, $2, 25)", PROJECT, books.open)
+        == 99_995
+    )
+    await leases.grow(books.valkey, str(books.open), 99_995)
+    ended = asyncio.Event()
+
+    async def sell() -> None:
+        while not ended.is_set():
+            await books.claim(books.open, random.randint(1, 40))
+            await asyncio.sleep(0.002)
+
+    async def reconcile() -> None:
+        while not ended.is_set():
+            await books.settle(books.open)
+            row = await books.owner.fetchrow(
+                "select last_id, accounted from vf.lease_progress where lease_id = $1", books.open
+            )
+            await leases.raise_accounted(books.valkey, str(books.open), row["accounted"])
+            await leases.trim(books.valkey, str(books.open), row["last_id"])
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sell())
+        group.create_task(reconcile())
+        lags = []
+        for _ in range(12):
+            status, failed, out = await judged(settings, capsys)
+            assert (status, failed) == (0, set()), out
+            lags.append(out[out.index("claimed") :].split(";")[0])
+        ended.set()
+    assert len(set(lags)) > 1, "the sale stood still"
