@@ -92,10 +92,16 @@ async def _create(raw: Any, role: str) -> None:
 
 async def _grant_memberships(raw: Any) -> None:
     # vf_owner gives functions to vf_definer, for which it must be able to become it.
-    for role, member in (("vf_definer", "vf_owner"), ("vf_owner", "current_user")):
-        who = "current_user" if member == "current_user" else f"'{member}'"
-        if not await raw.fetchval(f"SELECT pg_has_role({who}, '{role}', 'MEMBER')"):
-            await raw.execute(f"GRANT {role} TO {member}")
+    if not await raw.fetchval("SELECT pg_has_role('vf_owner', 'vf_definer', 'MEMBER')"):
+        await raw.execute("GRANT vf_definer TO vf_owner")
+    # Who made a role without being a superuser may grant it, yet not become it: only trying
+    # tells, on every version.
+    try:
+        await raw.execute("SET ROLE vf_owner")
+    except asyncpg.InsufficientPrivilegeError:
+        await raw.execute("GRANT vf_owner TO current_user")
+    finally:
+        await raw.execute("RESET ROLE")
 
 
 async def _set_password(raw: Any, login: str, password: str) -> None:

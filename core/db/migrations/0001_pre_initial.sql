@@ -444,7 +444,7 @@ CREATE FUNCTION vf.redeem_many(
     p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
     p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[])
 RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
-               order_value_minor bigint, discount_minor bigint, existing uuid)
+               order_value_minor bigint, discount_minor bigint, existing uuid, sale uuid)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
@@ -491,7 +491,7 @@ BEGIN
             AS q (id, key, fingerprint, customer, order_value, discount, order_id, metadata, ord)
     ), seen AS MATERIALIZED (
         SELECT q.ord, q.fingerprint = r.fingerprint AS same, r.id, coalesce(r.sale_seq, r.seq) AS seq, r.remaining,
-               r.redeemed_at, r.order_value_minor, r.discount_minor
+               r.redeemed_at, r.order_value_minor, r.discount_minor, r.sale_id
           FROM req q CROSS JOIN LATERAL (
                SELECT k.* FROM vf.redemptions k
                 WHERE k.idempotency_key = q.key AND k.voucher_id = p_voucher AND k.project_id = p_project
@@ -556,13 +556,13 @@ BEGIN
           FROM total t WHERE t.n > 0
     )
     SELECT e.ord, CASE WHEN e.same THEN 'replayed' ELSE 'mismatch' END, e.id, e.seq, e.remaining, e.redeemed_at,
-           e.order_value_minor, e.discount_minor, NULL::uuid
+           e.order_value_minor, e.discount_minor, NULL::uuid, e.sale_id
       FROM seen e
     UNION ALL
     SELECT p.ord, CASE WHEN p.refusal IS NOT NULL THEN p.refusal
                        WHEN v_rest IS NULL OR p.place <= v_rest THEN 'redeemed' ELSE v_over END,
            p.id, v.next_number + p.place - 1 - coalesce(s.seq_base, 0), v_rest - p.place, v_at,
-           p.order_value, p.discount, p.existing
+           p.order_value, p.discount, p.existing, p_sale
       FROM placed p;
 END $$;
 
@@ -574,7 +574,7 @@ CREATE FUNCTION vf.redeem_campaign(
     p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
     p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[])
 RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
-               order_value_minor bigint, discount_minor bigint, existing uuid)
+               order_value_minor bigint, discount_minor bigint, existing uuid, sale uuid)
 LANGUAGE plpgsql
 AS $$
 #variable_conflict use_column
@@ -589,7 +589,7 @@ BEGIN
         a := p_starts[i];
         z := coalesce(p_starts[i + 1], cardinality(p_ids) + 1) - 1;
         RETURN QUERY SELECT r.ord + a - 1, r.outcome, r.id, r.seq, r.remaining, r.redeemed_at, r.order_value_minor,
-                            r.discount_minor, r.existing
+                            r.discount_minor, r.existing, r.sale
           FROM vf.redeem_many(p_project, p_vouchers[i], p_versions[i], p_campaign, p_campaign_version, p_sales[i],
                    p_ids[a:z], p_keys[a:z], p_fingerprints[a:z], p_customers[a:z], p_order_values[a:z],
                    p_discounts[a:z], p_order_ids[a:z], p_metadata[a:z]) r;
