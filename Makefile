@@ -70,7 +70,7 @@ lint-format:
 lint-types:
 	@$(PY) -m mypy --strict --no-error-summary api core
 lint-imports:
-	@$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-timing
+	@$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()' --no-logo
 lint-rustfmt:
 	@cargo fmt --all --check
 lint-clippy:

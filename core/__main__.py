@@ -57,11 +57,12 @@ def _settings(data_dir: Path | None, *, join_running: bool = True, **more: objec
 @contextlib.contextmanager
 def _plain_failures() -> Iterator[None]:
     """Turn what an operator can mend into one line. A bug keeps its traceback."""
+    from core.db.migrate import MigrationRefused
     from core.errors import Fault
 
     try:
         yield
-    except (SettingsError, ServerError) as error:
+    except (SettingsError, ServerError, MigrationRefused) as error:
         _fail(str(error))
     except Fault as error:
         _fail(str(getattr(error, "detail", None) or error))
