@@ -113,6 +113,7 @@ SELECT 'schema ' || n.nspname AS object FROM pg_namespace n
 UNION ALL
 SELECT c.oid::regclass::text FROM pg_class c
  WHERE c.relnamespace = 'vf'::regnamespace AND c.relowner <> 'vf_owner'::regrole
+   AND c.relkind NOT IN ('i', 'I')
 UNION ALL
 SELECT p.oid::regprocedure::text FROM pg_proc p
  WHERE p.pronamespace = 'vf'::regnamespace
