@@ -166,7 +166,9 @@ def _run_until_signal(module: str, data_dir: Path | None) -> None:
             await task
 
     with _plain_failures():
-        asyncio.run(run(_settings(data_dir)))
+        settings = _settings(data_dir)
+        settings.database_dsn("worker")
+        asyncio.run(run(settings))
 
 
 @main.command()
