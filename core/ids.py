@@ -69,8 +69,9 @@ def parse_id(prefix: Prefix, text: str) -> UUID | None:
     return UUID(int=int(digits.translate(_TO_BASE_32), 32))
 
 
-# A win's id is made of where it was won: 8 bytes of its lease's tag (the arming's time and two random bytes), 5 of
-# its seq, and 3 that only who knows the lease's own id, which is never shown, can compute.
+# A win's id is made of where it was won: 8 bytes of its lease's tag (the arming's time and two
+# random bytes), 5 of its seq, and 3 that only who knows the lease's own id, which is never shown,
+# can compute.
 _SEQ_MAX: Final = (1 << 40) - 1
 
 

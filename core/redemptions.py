@@ -231,6 +231,13 @@ class TermsCache:
         self._database = database
         self._known: OrderedDict[tuple[UUID, str], tuple[Terms, float]] = OrderedDict()
         self._loading: dict[tuple[UUID, str], asyncio.Task[Terms | None]] = {}
+        self._code_of_sale: OrderedDict[tuple[UUID, UUID], str] = OrderedDict()
+
+    def of_sale(self, project_id: UUID, sale_id: UUID) -> Terms | None:
+        """Return the cached terms of the voucher that a strict sale is armed or open on."""
+        norm = self._code_of_sale.get((project_id, sale_id))
+        known = self._known.get((project_id, norm)) if norm is not None else None
+        return known[0] if known is not None and known[0].sale_id == sale_id else None
 
     def peek(self, project_id: UUID, code_norm: str) -> tuple[Terms, float] | None:
         """Return cached terms and their age in seconds."""
@@ -259,6 +266,10 @@ class TermsCache:
             return None
         self._known[at] = (terms, began)
         self._known.move_to_end(at)
+        if terms.sale_id is not None:
+            self._code_of_sale[project_id, terms.sale_id] = code_norm
+            if len(self._code_of_sale) > TERMS_MAX:
+                self._code_of_sale.popitem(last=False)
         if len(self._known) > TERMS_MAX:
             self._known.popitem(last=False)
         return terms

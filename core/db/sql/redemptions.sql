@@ -97,3 +97,11 @@ SELECT v.crowd_version, vf.lineage() AS lineage, v.per_customer_limit,
   FROM vf.vouchers v
   LEFT JOIN vf.flash_sales s ON s.project_id = v.project_id AND s.id = v.flash_sale_id
  WHERE v.project_id = @project_id AND v.id = @voucher_id;
+
+-- name: by_key :one
+-- The redemption an idempotency key has, for a retry that comes after the sale.
+SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
+       r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
+       r.rollback_reason, r.metadata, r.fingerprint
+  FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
+ WHERE r.idempotency_key = @key AND r.voucher_id = @voucher_id AND r.project_id = @project_id;

@@ -1,0 +1,406 @@
+"""The write-behind of fast sales: every win from Redis's stream into the ledger, exactly once.
+
+One task a lease reads the stream in order and writes rows and offset in one commit; a second
+reconciler finds the offset moved and stands back. It also makes Redis follow what PostgreSQL
+says of a sale, and settles leases that are drained. Nothing here answers a client.
+"""
+
+import asyncio
+import contextlib
+import time
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import redis.asyncio
+import redis.exceptions
+import structlog
+
+import core.db as db
+from core import ids
+from core.errors import OutcomeUnknown, Unavailable
+from core.hot import leases
+from core.live_leases import SILENT_AFTER
+from core.settings import Settings
+
+# New leases are noticed within a third of a second; a lease lives for minutes.
+LOOK_S: Final = 0.3
+# Wins of one commit: 4,000 rows are 20 to 40 ms of PostgreSQL, so a stop never waits long.
+WINS_MAX: Final = 4_000
+# Entries of one read; an entry holds up to 256 wins.
+ENTRIES_MAX: Final = 64
+# How long a read waits for the first win before the lease's state is looked at again.
+BLOCK_MS: Final = 200
+# After a fault of either store, and after another reconciler was found at work.
+PAUSE_S: Final = 0.5
+TRIM_S: Final = 10.0
+# An arming that nobody finished for so long is taken back; loading a million records takes less.
+ARMING_S: Final = 30.0
+# A settled lease stays in Redis for a moment, so that a claim that is on its way is answered.
+DROP_AFTER_S: Final = 5.0
+
+_log = structlog.get_logger("vauchflow.reconciler")
+_decode_payload = msgspec.json.Decoder(tuple[int, int, str | None, str | None]).decode
+_FAULTS: Final = (Unavailable, OutcomeUnknown, redis.exceptions.RedisError, OSError)
+
+
+class LeaseAtWork(msgspec.Struct, frozen=True):
+    """A lease that is out, as PostgreSQL has it."""
+
+    project_id: UUID
+    lease_id: UUID
+    tag: int
+    voucher_id: UUID
+    sale_id: UUID
+    state: str
+    size: int
+    open_to: int
+    backlog_max: int
+    run_id: str
+    pg_lineage: str
+    armed_at: datetime
+    last_id: str
+    accounted: int
+    sale_status: str
+    starts_at: datetime | None
+    ends_at: datetime | None
+    now: datetime
+    lineage: str
+
+
+class _Applied(msgspec.Struct):
+    outcome: str
+    inserted: int
+    replayed: int
+    same_key: int
+    quarantined: int
+    accounted: int
+
+
+class _Settled(msgspec.Struct):
+    outcome: str
+    open_to: int | None
+    returned: int | None
+    burned: int | None
+
+
+class _Seals(msgspec.Struct):
+    waiting: int
+    silent: int
+    mark: int
+
+
+class _Progress(msgspec.Struct):
+    last_id: str
+    accounted: int
+
+
+async def run(settings: Settings) -> None:
+    """Reconcile until cancelled. Run as many as you like: only one at a time gets anywhere."""
+    database = await db.Database.open(
+        settings.database_dsn("worker"),
+        size_min=0,
+        size_max=settings.pool_size_max,
+        application_name="vauchflow-reconciler",
+        **({} if settings.prepared_statements else {"statement_cache_size": 0}),
+    )
+    client = redis.asyncio.from_url(settings.redis_url)
+    reconciler = Reconciler(database, client, settings)
+    try:
+        await reconciler.run()
+    finally:
+        await reconciler.stop()
+        await client.aclose()
+        await database.close()
+
+
+class Reconciler:
+    """Looks for leases that are out and keeps one task for each."""
+
+    def __init__(
+        self, database: db.Database, redis_client: redis.asyncio.Redis, settings: Settings
+    ) -> None:
+        """Everything given is the caller's to close, after `stop`."""
+        self.database = database
+        self.redis = redis_client
+        self.trim_keep_s = settings.trim_keep_s
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._at_work: dict[UUID, LeaseAtWork] = {}
+
+    async def run(self) -> None:
+        """Look for leases for ever."""
+        while True:
+            try:
+                await self.look()
+            except _FAULTS as error:
+                _log.warning("look_failed", error=str(error))
+            except Exception:
+                _log.exception("look_broken")
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Start a task for every lease that has none; tell the others what PostgreSQL says now."""
+        async with self.database.connection(reads_only=True) as conn:
+            rows = await db.many(conn, "reconciler.leases", LeaseAtWork)
+        self._at_work = {row.lease_id: row for row in rows}
+        for row in rows:
+            task = self._tasks.get(row.lease_id)
+            if task is None or task.done():
+                self._tasks[row.lease_id] = asyncio.create_task(self._follow(row.lease_id))
+        for lease_id in [at for at, task in self._tasks.items() if task.done()]:
+            if lease_id not in self._at_work:
+                del self._tasks[lease_id]
+
+    async def stop(self) -> None:
+        """End every task between two commits."""
+        for task in self._tasks.values():
+            task.cancel()
+        for task in self._tasks.values():
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _follow(self, lease_id: UUID) -> None:
+        follower = Follower(self, lease_id)
+        while (row := self._at_work.get(lease_id)) is not None:
+            try:
+                if await follower.step(row):
+                    await asyncio.sleep(DROP_AFTER_S)
+                    await leases.drop(self.redis, str(lease_id))
+                    return
+            except _FAULTS as error:
+                _log.warning("lease_stuck", lease=str(lease_id), error=str(error))
+                follower.forget()
+                await asyncio.sleep(PAUSE_S)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                _log.exception("lease_broken", lease=str(lease_id))
+                follower.forget()
+                await asyncio.sleep(PAUSE_S)
+
+
+class Follower:
+    """Follows the stream of one lease."""
+
+    def __init__(self, reconciler: Reconciler, lease_id: UUID) -> None:
+        """Know nothing yet; the offset is read from PostgreSQL."""
+        self._database = reconciler.database
+        self._redis = reconciler.redis
+        self._trim_keep_s = reconciler.trim_keep_s
+        self._lease_id = lease_id
+        self._last_id: str | None = None
+        self._accounted = 0
+        self._trimmed_at = time.monotonic()
+
+    def forget(self) -> None:
+        """Read the offset again before the next write."""
+        self._last_id = None
+
+    async def step(self, row: LeaseAtWork) -> bool:
+        """Do one round: follow PostgreSQL's wishes, settle what came, settle the lease if it ends.
+
+        True when the lease is settled.
+        """
+        if row.state == "arming":
+            return await self._abandon_arming(row)
+        if self._last_id is None:
+            await self._read_offset()
+        state = await leases.read_state(self._redis, str(self._lease_id))
+        await self._make_follow(row, state)
+        settled_any = await self._settle_next(row, waits=row.state == "open")
+        await self._trim()
+        if settled_any or row.state == "open":
+            return False
+        return await self._settle_drained(row)
+
+    async def _read_offset(self) -> None:
+        async with self._database.connection(reads_only=True) as conn:
+            progress = await db.one(conn, "reconciler.progress", _Progress, lease_id=self._lease_id)
+        assert progress is not None, "a lease has its progress from the start"
+        self._last_id, self._accounted = progress.last_id, progress.accounted
+
+    async def _make_follow(self, row: LeaseAtWork, state: leases.LeaseState | None) -> None:
+        """Repeat to Redis what PostgreSQL says, for the process that said it first and died."""
+        if state is None:
+            return
+        wanted: leases.State = "open"
+        if row.state == "fenced":
+            wanted = "fenced"
+        elif row.state == "draining":
+            wanted = "closed"
+        elif row.sale_status == "paused":
+            wanted = "paused"
+        if state.state != wanted and state.state != "fenced":
+            await leases.set_state(self._redis, str(self._lease_id), wanted)
+        if row.state == "open":
+            if state.size < row.size:
+                await leases.grow(self._redis, str(self._lease_id), row.size)
+            end_ms = int(row.ends_at.timestamp() * 1000) if row.ends_at else 0
+            if state.end_ms != end_ms:
+                await leases.set_end(self._redis, str(self._lease_id), end_ms)
+            if state.accounted < self._accounted:
+                await leases.raise_accounted(self._redis, str(self._lease_id), self._accounted)
+
+    async def _settle_next(self, row: LeaseAtWork, *, waits: bool) -> bool:
+        """Write the next wins. False: there are none."""
+        assert self._last_id is not None
+        entries = await leases.read_wins(
+            self._redis,
+            str(self._lease_id),
+            self._last_id,
+            ENTRIES_MAX,
+            block_ms=BLOCK_MS if waits else None,
+        )
+        while entries:
+            taken: list[leases.StreamEntry] = []
+            wins = 0
+            while entries and (not taken or wins + len(entries[0].wins) <= WINS_MAX):
+                entry = entries.pop(0)
+                if entry.fault is not None:
+                    _log.error("entry_unreadable", lease=str(self._lease_id), entry=entry.id)
+                taken.append(entry)
+                wins += len(entry.wins)
+            await self._apply(row, taken)
+            if not entries:
+                return True
+        return False
+
+    async def _apply(self, row: LeaseAtWork, taken: list[leases.StreamEntry]) -> None:
+        params = _arrays(row, taken)
+        async with self._database.connection() as conn:
+            done = await db.one(
+                conn,
+                "reconciler.settle_wins",
+                _Applied,
+                project_id=row.project_id,
+                lease_id=self._lease_id,
+                from_id=self._last_id,
+                to_id=taken[-1].id,
+                **params,
+            )
+        assert done is not None
+        if done.outcome == "stale":
+            self.forget()
+            raise Unavailable("another reconciler is at work on this lease")
+        if done.quarantined:
+            _log.error("wins_quarantined", lease=str(self._lease_id), count=done.quarantined)
+        self._last_id = taken[-1].id
+        self._accounted = done.accounted
+        stored = await leases.raise_accounted(self._redis, str(self._lease_id), self._accounted)
+        if stored is not None and stored > self._accounted:
+            _log.error(
+                "postgresql_went_back",
+                lease=str(self._lease_id),
+                accounted=self._accounted,
+                redis_heard_of=stored,
+            )
+
+    async def _trim(self) -> None:
+        now = time.monotonic()
+        if now - self._trimmed_at < TRIM_S or self._last_id is None:
+            return
+        self._trimmed_at = now
+        at_ms = int(self._last_id.partition("-")[0]) - self._trim_keep_s * 1000
+        if at_ms > 0:
+            await leases.trim(self._redis, str(self._lease_id), f"{at_ms}-0")
+
+    async def _abandon_arming(self, row: LeaseAtWork) -> bool:
+        if row.now - row.armed_at < timedelta(seconds=ARMING_S):
+            await asyncio.sleep(LOOK_S)
+            return False
+        # Nobody was answered: the lease never opened.
+        await leases.set_state(self._redis, str(self._lease_id), "closed")
+        return await self._settle(row, 0)
+
+    async def _settle_drained(self, row: LeaseAtWork) -> bool:
+        """Settle a lease whose stream is at its end."""
+        state = await leases.read_state(self._redis, str(self._lease_id))
+        if row.state == "draining" and state is not None and state.state == "closed":
+            if state.issued > self._accounted:
+                return False
+            return await self._settle(row, state.issued)
+        if row.state != "fenced":
+            await asyncio.sleep(LOOK_S)
+            return False
+        async with self._database.connection(reads_only=True) as conn:
+            seals = await db.one(
+                conn,
+                "reconciler.seals",
+                _Seals,
+                lease_id=self._lease_id,
+                silent_after=SILENT_AFTER,
+            )
+        assert seals is not None
+        if seals.waiting:
+            await asyncio.sleep(LOOK_S)
+            return False
+        # All marks known: nothing above the highest was answered. Else the backlog bounds it.
+        open_to = max(self._accounted, seals.mark)
+        if seals.silent:
+            open_to = min(row.size, self._accounted + row.backlog_max)
+        return await self._settle(row, open_to)
+
+    async def _settle(self, row: LeaseAtWork, open_to: int) -> bool:
+        async with self._database.connection() as conn:
+            done = await db.one(
+                conn,
+                "reconciler.settle_lease",
+                _Settled,
+                project_id=row.project_id,
+                lease_id=self._lease_id,
+                open_to=open_to,
+            )
+            assert done is not None
+            await db.run(conn, "reconciler.drop_workers", lease_id=self._lease_id)
+        _log.info(
+            "lease_settled",
+            lease=str(self._lease_id),
+            outcome=done.outcome,
+            open_to=done.open_to,
+            returned=done.returned,
+            burned=done.burned,
+        )
+        return done.outcome in ("settled", "not_found")
+
+
+def _arrays(row: LeaseAtWork, taken: list[leases.StreamEntry]) -> dict[str, Any]:
+    seqs: list[int] = []
+    keys: list[str] = []
+    fingerprints: list[bytes] = []
+    customers: list[str | None] = []
+    order_values: list[int] = []
+    discounts: list[int] = []
+    order_ids: list[str | None] = []
+    metadata: list[str | None] = []
+    remaining: list[int] = []
+    at_ms: list[int] = []
+    redemption_ids: list[UUID] = []
+    for entry in taken:
+        for win in entry.wins:
+            redemption_id = ids.win_id(row.tag, row.lease_id, win.seq)
+            order_value, discount, order_id, meta = _decode_payload(win.payload)
+            seqs.append(win.seq)
+            redemption_ids.append(redemption_id)
+            keys.append(win.key or ids.format_id("rdm", redemption_id))
+            fingerprints.append(bytes.fromhex(win.fingerprint))
+            customers.append(win.customer)
+            order_values.append(order_value)
+            discounts.append(discount)
+            order_ids.append(order_id)
+            metadata.append(meta)
+            remaining.append(win.remaining)
+            at_ms.append(entry.at_ms)
+    return {
+        "seqs": seqs,
+        "ids": redemption_ids,
+        "keys": keys,
+        "fingerprints": fingerprints,
+        "customers": customers,
+        "order_values": order_values,
+        "discounts": discounts,
+        "order_ids": order_ids,
+        "metadata": metadata,
+        "remaining": remaining,
+        "at_ms": at_ms,
+    }

@@ -1,0 +1,110 @@
+"""The clock's hand: opens sales at their start, closes them at their end, re-arms, tidies up.
+
+Every step is idempotent and conditional in PostgreSQL, so several workers may run; a step that
+fails is tried again at the next look.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+import msgspec
+import redis.asyncio
+import redis.exceptions
+import structlog
+
+import core.db as db
+from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
+from core.flash_sales import SaleDesk
+from core.settings import Settings
+
+# The start itself is judged by the store's clock inside the armed sale; this only has to come
+# before it. The end likewise: after it nothing is sold, closed or not.
+LOOK_S: Final = 0.5
+ARM_BEFORE: Final = timedelta(seconds=60)
+# The contract keeps an idempotency key for 24 hours at least.
+KEEP_IDEMPOTENCY: Final = timedelta(days=7)
+TIDY_EVERY: Final = 600
+
+_log = structlog.get_logger("vauchflow.worker")
+
+
+class DueSale(msgspec.Struct, frozen=True):
+    """A sale that something is to be done about."""
+
+    project_id: UUID
+    sale_id: UUID
+    durability: str
+    status: str
+    is_over: bool
+    lease_id: UUID | None
+    lease_state: str | None
+    free_units: int
+
+
+async def run(settings: Settings) -> None:
+    """Look for work until cancelled."""
+    database = await db.Database.open(
+        settings.database_dsn("worker"),
+        size_min=0,
+        size_max=settings.pool_size_max,
+        application_name="vauchflow-worker",
+        **({} if settings.prepared_statements else {"statement_cache_size": 0}),
+    )
+    client = redis.asyncio.from_url(settings.redis_url)
+    desk = SaleDesk(database, client, settings)
+    try:
+        looks = 0
+        while True:
+            await look(desk)
+            if looks % TIDY_EVERY == 0:
+                await tidy(database)
+            looks += 1
+            await asyncio.sleep(LOOK_S)
+    finally:
+        await client.aclose()
+        await database.close()
+
+
+async def look(desk: SaleDesk) -> None:
+    """Do what is due now. Never raises for a store that is away."""
+    try:
+        async with desk.database.connection(reads_only=True) as conn:
+            due = await db.many(conn, "reconciler.due_sales", DueSale, arm_before=ARM_BEFORE)
+    except (Unavailable, OutcomeUnknown) as error:
+        _log.warning("look_failed", error=str(error))
+        return
+    for sale in due:
+        try:
+            await _do(desk, sale)
+        except (Fault, redis.exceptions.RedisError, OSError) as error:
+            _log.warning("sale_stuck", sale=str(sale.sale_id), error=str(error))
+        except Exception:
+            _log.exception("sale_broken", sale=str(sale.sale_id))
+
+
+async def _do(desk: SaleDesk, sale: DueSale) -> None:
+    if sale.is_over:
+        await desk.close(sale.project_id, sale.sale_id)
+        _log.info("sale_closed", sale=str(sale.sale_id))
+        return
+    if sale.lease_id is not None and sale.lease_state == "open" and sale.status == "open":
+        await desk.grow(sale.project_id, sale.lease_id)
+        return
+    refused = await desk.open(sale.project_id, sale.sale_id, by_hand=False, waits=False)
+    if isinstance(refused, Refusal):
+        if refused.code != "sold_out":
+            _log.warning("sale_not_opened", sale=str(sale.sale_id), detail=refused.detail)
+        return
+    _log.info("sale_armed", sale=str(sale.sale_id), durability=sale.durability)
+
+
+async def tidy(database: db.Database) -> None:
+    """Forget what nobody needs any more."""
+    try:
+        async with database.connection() as conn:
+            await db.run(conn, "reconciler.forget_idempotency_keys", keep=KEEP_IDEMPOTENCY)
+            await db.run(conn, "reconciler.forget_workers")
+    except (Unavailable, OutcomeUnknown) as error:
+        _log.warning("tidy_failed", error=str(error))
