@@ -1,0 +1,279 @@
+"""The plans of hot statements do not depend on statistics, which a hot voucher's never are.
+
+Each hot function runs as its role against a ledger that was just filled and never analysed, or
+was analysed while the voucher was cold, or was planned when the tables were empty. Every look-up
+inside it must then touch one row and a handful of pages, however many redemptions there are.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from core.db import queries
+from core.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+REDEMPTIONS = 20_000
+BATCH = 2_500
+# A B-tree of millions of rows is four levels deep; the row itself and a split page add a few.
+PAGES_PER_LOOKUP_MAX = 8
+HOT_TABLES = {"redemptions", "customer_counts"}
+# An index that starts with one of these never walks the rows of one voucher, lease or project.
+COLUMNS_THAT_VARY = {"idempotency_key", "customer_id", "id"}
+
+
+class Ledger:
+    """A voucher with a customer limit and a fast sale, filled through the product's functions."""
+
+    def __init__(self, raw: Any, role: str) -> None:
+        self.raw = raw
+        self.role = role
+        self.project = uuid4()
+        self.voucher = uuid4()
+        self.sale = uuid4()
+        self.lease = uuid4()
+        self.entry = 0
+
+    async def found(self) -> None:
+        account = uuid4()
+        await self.raw.execute("INSERT INTO vf.accounts (id, name) VALUES ($1, 'a')", account)
+        await self.raw.execute(
+            "INSERT INTO vf.projects (id, account_id, name) VALUES ($1, $2, 'p')",
+            self.project,
+            account,
+        )
+        for table in (*HOT_TABLES, "outbox"):
+            await self.raw.execute(f"ALTER TABLE vf.{table} SET (autovacuum_enabled = false)")
+        await self.add_voucher(self.voucher)
+
+    async def add_voucher(self, voucher: UUID) -> None:
+        await self.raw.execute(
+            "INSERT INTO vf.vouchers (project_id, id, code, code_norm, discount_type, discount_bp, "
+            "max_redemptions, per_customer_limit) "
+            "VALUES ($1, $2, $3, $3, 'PERCENT', 1000, 1000000, 1)",
+            self.project,
+            voucher,
+            str(voucher).upper(),
+        )
+
+    async def call(self, name: str, **params: Any) -> list[Any]:
+        query = queries.find(name)
+        async with self.raw.transaction():
+            await self.raw.execute(f"SET LOCAL ROLE {self.role}")
+            return list(await self.raw.fetch(query.sql, *(params[p] for p in query.params)))
+
+    async def redeem(self, first: int, count: int, voucher: UUID | None = None) -> list[str]:
+        """Ask for keys first, first + 1 …; each key has a customer of its own."""
+        keys = [f"key-{voucher or ''}-{number:09}" for number in range(first, first + count)]
+        found = await self.call(
+            "redemptions.redeem_many",
+            project_id=self.project,
+            voucher_id=voucher or self.voucher,
+            version=1,
+            campaign_id=None,
+            campaign_version=None,
+            sale_id=None,
+            ids=[uuid4() for _ in keys],
+            keys=keys,
+            fingerprints=[key.encode() for key in keys],
+            customers=[f"customer-{key}" for key in keys],
+            order_values=[1000] * count,
+            discounts=[100] * count,
+            order_ids=[None] * count,
+            metadata=[None] * count,
+        )
+        return [row["outcome"] for row in found]
+
+    async def arm(self) -> None:
+        await self.raw.execute(
+            "INSERT INTO vf.flash_sales (project_id, id, voucher_id, name, stock) "
+            "VALUES ($1, $2, $3, 's', 500000)",
+            self.project,
+            self.sale,
+            self.voucher,
+        )
+        outcome = await self.raw.fetchval(
+            "SELECT outcome FROM vf.arm_lease($1, $2, $3, 1, 'run', 200000)",
+            self.project,
+            self.sale,
+            self.lease,
+        )
+        assert outcome == "armed"
+
+    async def settle(self, first: int, count: int) -> Any:
+        """Write wins first, first + 1 … as the reconciler does, at the next stream offset."""
+        seqs = list(range(first, first + count))
+        came_from = f"{self.entry}-0"
+        self.entry += 1
+        return await self.raw.fetchrow(
+            "SELECT * FROM vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, "
+            "$14, $15)",
+            self.project,
+            self.lease,
+            came_from,
+            f"{self.entry}-0",
+            seqs,
+            [UUID(int=seq) for seq in seqs],
+            [f"win-{seq:09}" for seq in seqs],
+            [b"f"] * count,
+            [f"buyer-{seq:09}" for seq in seqs],
+            [1000] * count,
+            [100] * count,
+            [None] * count,
+            [None] * count,
+            [0] * count,
+            [1_750_000_000_000] * count,
+        )
+
+
+@asynccontextmanager
+async def session(settings: Settings) -> AsyncIterator[Any]:
+    """Connect as the owner, with every statement's plan kept, those inside functions too."""
+    raw = await asyncpg.connect(settings.database_dsn("owner"))
+    try:
+        await raw.execute(
+            """
+            LOAD 'auto_explain';
+            SET auto_explain.log_nested_statements = on;
+            SET auto_explain.log_analyze = on;
+            SET auto_explain.log_buffers = on;
+            SET auto_explain.log_timing = off;
+            SET auto_explain.log_triggers = on;
+            SET auto_explain.log_format = json;
+            SET auto_explain.log_level = notice;
+            SET client_min_messages = notice;
+            SET jit = off;
+            """
+        )
+        yield raw
+    finally:
+        await raw.close()
+
+
+@asynccontextmanager
+async def plans_of(raw: Any) -> AsyncIterator[list[dict[str, Any]]]:
+    """Collect the plans of everything that runs inside the block."""
+    plans: list[dict[str, Any]] = []
+
+    def keep(_connection: Any, message: Any) -> None:
+        _, found, text = message.message.partition("plan:\n")
+        if found:
+            plans.append(json.loads(text))
+
+    raw.add_log_listener(keep)
+    await raw.execute("SET auto_explain.log_min_duration = 0")
+    yield plans
+    await raw.execute("SET auto_explain.log_min_duration = -1")
+    raw.remove_log_listener(keep)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+async def assert_lookups_are_single_rows(
+    raw: Any, plans: list[dict[str, Any]], *, lookups_min: int, varying: bool
+) -> None:
+    """Fail for any scan of a hot table that meets more than one row or a handful of pages.
+
+    64 requests, half of them seen before, look 64 keys and 32 customers up.
+    """
+    scans = [
+        node
+        for plan in plans
+        for node in nodes(plan["Plan"])
+        if node.get("Relation Name") in HOT_TABLES
+        and node["Node Type"] != "ModifyTable"
+        and node["Actual Loops"]
+    ]
+    assert sum(node["Actual Loops"] for node in scans) >= lookups_min, "the look-ups were seen"
+    for node in scans:
+        shown = json.dumps(node, indent=1)
+        assert node["Node Type"] in ("Index Scan", "Index Only Scan"), shown
+        assert node["Actual Rows"] <= 1, shown
+        assert node.get("Rows Removed by Filter", 0) == 0, shown
+        pages = node["Shared Hit Blocks"] + node["Shared Read Blocks"]
+        assert pages <= PAGES_PER_LOOKUP_MAX * node["Actual Loops"], shown
+        if varying:
+            first_column = await raw.fetchval(
+                "SELECT pg_get_indexdef(('vf.' || quote_ident($1))::regclass, 1, false)",
+                node["Index Name"],
+            )
+            assert first_column in COLUMNS_THAT_VARY, shown
+
+
+@pytest.mark.parametrize("statistics", ["none", "of_a_cold_voucher"])
+async def test_redeeming_looks_single_rows_up_whatever_the_statistics(
+    settings: Settings, statistics: str
+) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_app")
+        await ledger.found()
+        if statistics == "of_a_cold_voucher":
+            # Many vouchers with one redemption each: a voucher looks as selective as a key.
+            for _ in range(100):
+                voucher = uuid4()
+                await ledger.add_voucher(voucher)
+                assert await ledger.redeem(0, 3, voucher) == ["redeemed"] * 3
+            await raw.execute("ANALYZE vf.redemptions; ANALYZE vf.customer_counts")
+        for first in range(0, REDEMPTIONS, BATCH):
+            assert await ledger.redeem(first, BATCH) == ["redeemed"] * BATCH
+    async with session(settings) as other:
+        # The session that filled keeps its plans (see the next test); a new one plans now.
+        ledger.raw = other
+        async with plans_of(other) as plans:
+            outcomes = await ledger.redeem(REDEMPTIONS - 32, 64)
+        assert sorted(outcomes) == ["redeemed"] * 32 + ["replayed"] * 32
+        await assert_lookups_are_single_rows(other, plans, lookups_min=96, varying=True)
+
+
+async def test_plans_made_while_the_ledger_was_empty_stay_good(settings: Settings) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_app")
+        await ledger.found()
+        for number in range(8):
+            assert await ledger.redeem(9_000_000 + number, 1) == ["redeemed"]
+        for first in range(0, REDEMPTIONS, BATCH):
+            assert await ledger.redeem(first, BATCH) == ["redeemed"] * BATCH
+        async with plans_of(raw) as plans:
+            outcomes = await ledger.redeem(REDEMPTIONS - 32, 64)
+        assert sorted(outcomes) == ["redeemed"] * 32 + ["replayed"] * 32
+        await assert_lookups_are_single_rows(raw, plans, lookups_min=96, varying=True)
+
+
+async def test_settling_wins_again_looks_single_rows_up(settings: Settings) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_worker")
+        await ledger.found()
+        await ledger.arm()
+        for first in range(1, REDEMPTIONS, BATCH):
+            settled = await ledger.settle(first, BATCH)
+            assert (settled["outcome"], settled["inserted"]) == ("applied", BATCH)
+        async with plans_of(raw) as plans:
+            settled = await ledger.settle(REDEMPTIONS - 31, 64)
+        assert (settled["inserted"], settled["replayed"]) == (32, 32)
+        await assert_lookups_are_single_rows(raw, plans, lookups_min=64, varying=False)
+
+
+async def test_the_check_itself_catches_a_walk_along_the_voucher(settings: Settings) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_app")
+        await ledger.found()
+        for first in range(0, 5_000, BATCH):
+            await ledger.redeem(first, BATCH)
+        async with plans_of(raw) as plans:
+            await raw.fetch(
+                "SELECT count(*) FROM vf.redemptions WHERE voucher_id = $1 AND fingerprint = 'x' "
+                "AND redeemed_at IS NOT NULL",
+                ledger.voucher,
+            )
+        with pytest.raises(AssertionError, match=r"Seq Scan|Rows Removed|Bitmap"):
+            await assert_lookups_are_single_rows(raw, plans, lookups_min=1, varying=True)
