@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -210,11 +211,17 @@ class Servers:
         self._socket_dir = _make_socket_dir(self._data_dir, self._account)
 
     def server_dir(self, name: str) -> Path:
-        """Return where a server keeps its data: in the data directory if its account gets there."""
-        inside = self._data_dir / name
+        """Return where a server keeps its data: in the data directory if its account gets there.
+
+        Elsewhere, a link in the data directory leads to it, so that removing the data directory
+        means starting afresh.
+        """
         if self._account is None or _is_reachable(self._data_dir, self._account):
-            return inside
-        return REACHABLE_DIR / f"data-{_digest(self._data_dir)}" / name
+            return self._data_dir / name
+        link = self._data_dir / "servers"
+        if not link.is_symlink():
+            link.symlink_to(REACHABLE_DIR / f"data-{secrets.token_hex(6)}")
+        return link.readlink() / name
 
     def _make_server_dir(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shutil
 import signal
 import stat
 import subprocess
@@ -262,7 +263,11 @@ if os.geteuid() == 0:
             assert stat.S_IMODE((data_dir / "closed").stat().st_mode) == 0o700
         with started(inside) as servers:
             assert servers.server_dir("pg18") == elsewhere
-        subprocess.run(["rm", "-r", str(elsewhere.parent)], check=True)
+        (inside / "servers").unlink()
+        with started(inside) as afresh:
+            assert afresh.server_dir("pg18") != elsewhere
+        for used in (elsewhere.parent, afresh.server_dir("pg18").parent):
+            shutil.rmtree(used)
 
     def test_data_of_an_ordinary_user_stays_theirs_when_root_starts_it(data_dir: Path) -> None:
         os.chown(data_dir, ORDINARY.pw_uid, ORDINARY.pw_gid)
