@@ -6,6 +6,7 @@ leaves behind, the worker and the reconciler finish. The claim itself is `core.r
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -19,8 +20,8 @@ from redis.asyncio import Redis
 import core.db as db
 from core import ids
 from core.api_keys import Caller
-from core.errors import AlreadyExists, Invalid, NotFound, Refusal, Unavailable
-from core.hot import leases
+from core.errors import AlreadyExists, Fault, Invalid, NotFound, Refusal, Unavailable
+from core.hot import crowds, leases
 from core.live_leases import ALIVE_WITHIN
 from core.rules import codes, money
 from core.rules.discounts import DiscountType
@@ -34,6 +35,10 @@ SERVED_WITHIN_S: Final = 6.0
 SERVED_POLL_S: Final = 0.03
 # Rows of a page while a voucher's history is loaded into Redis: a few milliseconds each.
 LOAD_PAGE: Final = 5_000
+# A claim that is refused without Redis may be judged by what was true so long ago.
+GLANCE_S: Final = 0.1
+GLANCES_MAX: Final = 1_000
+NO_SALE: Final = "There is no flash sale with this id."
 
 Durability = Literal["fast", "strict"]
 
@@ -355,13 +360,35 @@ class SaleDesk:
         self.database = database
         self.redis = redis_client
         self._settings = settings
+        self._glances: dict[UUID, tuple[float, asyncio.Task[SaleRow]]] = {}
+
+    async def glance(self, project_id: UUID, sale_id: UUID) -> SaleRow:
+        """Return one sale as it stood within the last GLANCE_S: a crowd shares one read.
+
+        Good for refusing a claim, never for deciding one. Raises: NotFound.
+        """
+        now = time.monotonic()
+        seen = self._glances.get(sale_id)
+        if seen is None or now - seen[0] > GLANCE_S:
+            if len(self._glances) >= GLANCES_MAX:
+                self._glances.clear()
+            seen = (now, asyncio.ensure_future(self.read(project_id, sale_id)))
+            self._glances[sale_id] = seen
+        try:
+            row = await asyncio.shield(seen[1])
+        except Fault:
+            self._glances.pop(sale_id, None)
+            raise
+        if row.project_id != project_id:
+            raise NotFound(NO_SALE)
+        return row
 
     async def read(self, project_id: UUID, sale_id: UUID) -> SaleRow:
         """Return one sale. Raises: NotFound."""
         async with self.database.transaction(project_id, reads_only=True) as conn:
             row = await read_row(conn, project_id, sale_id)
         if row is None:
-            raise NotFound("There is no flash sale with this id.")
+            raise NotFound(NO_SALE)
         return row
 
     async def open(
@@ -388,11 +415,30 @@ class SaleDesk:
                 )
             if done is None:
                 return Refusal(code="sale_over", detail="This sale is over; make another one.")
+            await self.void_crowd(project_id, done)
             return None
         try:
             return await self._open_fast(project_id, sale_id, by_hand, waits)
         except (redis_errors, OSError) as error:
             raise Unavailable("Redis is away; a fast sale cannot be armed without it.") from error
+
+    async def void_crowd(self, project_id: UUID, voucher_id: UUID) -> None:
+        """Void what Redis was told of a sold-out voucher: a unit, or the sale, may be back.
+
+        Call it after the commit that raised the voucher's crowd version. Without Redis there is
+        nothing to void: facts outlive their last probe by a second at most.
+        """
+        async with self.database.transaction(project_id, reads_only=True) as conn:
+            version = await db.one(
+                conn,
+                "redemptions.crowd_version",
+                int,
+                project_id=project_id,
+                voucher_id=voucher_id,
+            )
+        assert version is not None
+        with contextlib.suppress(redis_errors, OSError):
+            await crowds.clear(self.redis, str(voucher_id), version)
 
     async def _open_fast(
         self, project_id: UUID, sale_id: UUID, by_hand: bool, waits: bool
@@ -553,6 +599,7 @@ class SaleDesk:
         row = await self.read(project_id, sale_id)
         if done is None:
             return Refusal(code="sale_not_open", detail=f"This sale is {row.phase()}, not open.")
+        await self.void_crowd(project_id, row.voucher_id)
         await self._tell_redis(row, "paused")
         return None
 
@@ -562,6 +609,7 @@ class SaleDesk:
             await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
             await db.one(conn, "flash_sales.close", UUID, project_id=project_id, id=sale_id)
         row = await self.read(project_id, sale_id)
+        await self.void_crowd(project_id, row.voucher_id)
         await self._tell_redis(row, "closed")
 
     async def _tell_redis(self, row: SaleRow, state: leases.State) -> None:
@@ -609,6 +657,7 @@ class SaleDesk:
             )
         if done is None:
             return Refusal(code="sale_over", detail="This sale is over; make another one.")
+        await self.void_crowd(project_id, done)
         if before.lease_id is not None:
             try:
                 await self.grow(project_id, before.lease_id)

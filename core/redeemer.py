@@ -109,7 +109,7 @@ class Redeemer:
                 return answered
         terms = self._terms.of_sale(caller.project_id, sale_id)
         if terms is None:
-            row = await self._desk.read(caller.project_id, sale_id)
+            row = await self._desk.glance(caller.project_id, sale_id)
             if row.durability == "fast" and row.phase() == "open" and row.lease_state == "open":
                 raise Unavailable("Nothing was applied: this process is just joining the sale.")
             terms = await self._terms.load(caller.project_id, row.code_norm)
@@ -131,7 +131,7 @@ class Redeemer:
         for route in range(ROUTES_MAX):
             terms, age_s = await self._terms_of(caller, norm, is_fresh=route > 0)
             if sale_id is not None and terms.sale_id != sale_id:
-                row = await self._desk.read(caller.project_id, sale_id)
+                row = await self._desk.glance(caller.project_id, sale_id)
                 return await self._after_sale(caller, row, new, key)
             priced = redemptions.price(terms, new, caller.currency)
             if isinstance(priced, Refusal):
@@ -191,7 +191,7 @@ class Redeemer:
                 voucher_id=terms.voucher_id,
             )
         assert sale_id is not None, "a voucher that a sale made has a sale"
-        return await self._refusal_of(await self._desk.read(caller.project_id, sale_id))
+        return await self._refusal_of(await self._desk.glance(caller.project_id, sale_id))
 
     async def _refusal_of(self, row: SaleRow) -> Refusal:
         outcome = _PHASE_REFUSALS.get(row.phase())

@@ -111,9 +111,15 @@ UPDATE vf.flash_sales s
 
 -- name: pause :one
 -- Pauses an open sale.
-UPDATE vf.flash_sales s SET status = 'paused', updated_at = clock_timestamp()
- WHERE s.project_id = @project_id AND s.id = @id AND s.status IN ('open', 'paused')
-RETURNING s.voucher_id;
+WITH sale AS (
+    UPDATE vf.flash_sales s SET status = 'paused', updated_at = clock_timestamp()
+     WHERE s.project_id = @project_id AND s.id = @id AND s.status IN ('open', 'paused')
+    RETURNING s.project_id, s.voucher_id
+), voucher AS (
+    UPDATE vf.vouchers v SET crowd_version = v.crowd_version + 1
+      FROM sale WHERE v.project_id = sale.project_id AND v.id = sale.voucher_id
+)
+SELECT sale.voucher_id FROM sale;
 
 -- name: close :one
 -- Ends a sale for good: a strict one leaves its voucher at once, a fast one's lease starts to drain. A sale without

@@ -105,3 +105,7 @@ SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.or
        r.rollback_reason, r.metadata, r.fingerprint
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.idempotency_key = @key AND r.voucher_id = @voucher_id AND r.project_id = @project_id;
+
+-- name: crowd_version :one
+-- The version under which a voucher's crowd may be told anything now.
+SELECT v.crowd_version FROM vf.vouchers v WHERE v.project_id = @project_id AND v.id = @voucher_id;

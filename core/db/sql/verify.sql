@@ -276,7 +276,7 @@ SELECT s.project_id, s.id, s.name, s.status, s.stock, s.sold_count
 
 -- name: sample :many
 -- Operator: some wins of a lease by their numbers, to be compared with Redis's idempotency records.
-SELECT k.seq, k.idempotency_key, k.fingerprint, k.customer_id, k.status FROM vf.redemptions k
+SELECT k.seq, k.id, k.idempotency_key, k.fingerprint, k.customer_id, k.status FROM vf.redemptions k
  WHERE k.lease_id = @lease AND k.seq = ANY(@seqs::bigint[]) ORDER BY k.seq;
 
 -- name: voucher_by_code :many

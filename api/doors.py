@@ -1,0 +1,156 @@
+"""The two hot doors: redeem a code, claim a unit of a sale.
+
+They are answered before Litestar, from the parts this file opens and closes: the shared commits,
+the claim backend and what this worker knows of live leases. One `Redeemer` serves both.
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+import redis.asyncio
+import structlog
+from msgspec import json
+
+from api import bodies
+from api.auth import caller_of, require_secret
+from api.errors import Answer
+from api.front import JSON, Receive, Scope, Send, send_answer
+from api.idempotency import key_of
+from api.lifespan import Services
+from core import ids
+from core.api_keys import Caller
+from core.crowds import Crowds
+from core.db import STATEMENT_CACHE_SIZE, Database
+from core.errors import NotFound, Refusal
+from core.flash_sales import SaleDesk
+from core.hot import ClaimBackend
+from core.hot.redis_py import RedisPyBackend
+from core.hot.rust import RustBackend
+from core.live_leases import LeaseKeeper
+from core.redeemer import Redeemer
+from core.redemptions import NewRedemption, Redemption, TermsCache
+from core.seats import Seat
+from core.shared_commits import FLIGHTS_MAX, SharedCommits
+
+# A redeem statement takes milliseconds; one that took two seconds is resolved by asking again.
+COMMIT_TIMEOUT: Final = timedelta(seconds=2)
+# The control plane's Redis client: a handful of connections, and no waiting for a frozen server.
+REDIS_CONNECTIONS_MAX: Final = 32
+REDIS_TIMEOUT_S: Final = 2.0
+
+_OK: Final = [JSON]
+_encode = json.Encoder().encode
+_log = structlog.get_logger("vauchflow.doors")
+
+
+class Doors:
+    """Opened once a worker, after its database pool."""
+
+    def __init__(self, services: Services) -> None:
+        """Open nothing yet."""
+        self._services = services
+        self._commit_database: Database
+        self._commits: SharedCommits
+        self._backend: ClaimBackend
+        self._seat: Seat
+        self._keeper: LeaseKeeper
+        self._crowds: Crowds
+        self._redeemer: Redeemer
+        self.redis: redis.asyncio.Redis
+        self.desk: SaleDesk
+
+    async def start(self) -> None:
+        """Open everything. Both stores may be away: requests then say so until they are there."""
+        settings = self._services.settings
+        database = self._services.database
+        self._commit_database = await Database.open(
+            settings.database_dsn("app"),
+            size_min=0,
+            size_max=FLIGHTS_MAX,
+            statement_cache_size=STATEMENT_CACHE_SIZE if settings.prepared_statements else 0,
+            command_timeout_s=COMMIT_TIMEOUT.total_seconds(),
+            application_name="vauchflow redeem",
+        )
+        self._commits = SharedCommits(self._commit_database)
+        self.redis = redis.asyncio.from_url(
+            settings.redis_url,
+            max_connections=REDIS_CONNECTIONS_MAX,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+        )
+        self._seat = Seat(settings.data_dir)
+        self._backend = _backend(settings.redis_url, self._seat)
+        terms = TermsCache(database)
+        self.desk = SaleDesk(database, self.redis, settings)
+        self._keeper = LeaseKeeper(database, self.redis, self._backend, terms, self._seat)
+        self._crowds = Crowds(database, self._backend, self.desk)
+        self._redeemer = Redeemer(
+            database=database,
+            commits=self._commits,
+            terms=terms,
+            keeper=self._keeper,
+            backend=self._backend,
+            desk=self.desk,
+            crowds=self._crowds,
+        )
+        await self._keeper.start()
+
+    async def stop(self) -> None:
+        """Answer what is queued, then close in reverse."""
+        await self._commits.drain()
+        await self._crowds.stop()
+        await self._keeper.stop()
+        await self._backend.aclose()
+        self._seat.leave()
+        await self.redis.aclose()
+        await self._commit_database.close()
+
+    async def redeem(
+        self, scope: Scope, receive: Receive, send: Send, code: str, request_id: str
+    ) -> int:
+        """Answer POST /v1/vouchers/{code}/redeem and return the status."""
+        caller, new, key = await self._read(scope, receive)
+        answered = await self._redeemer.redeem(caller, code, new, key)
+        return await self._send(send, answered, request_id)
+
+    async def claim(
+        self, scope: Scope, receive: Receive, send: Send, sale_id: str, request_id: str
+    ) -> int:
+        """Answer POST /v1/flash-sales/{id}/claim and return the status."""
+        caller, new, key = await self._read(scope, receive)
+        sale = ids.parse_id("fls", sale_id)
+        if sale is None:
+            raise NotFound("There is no flash sale with this id.")
+        answered = await self._redeemer.claim(caller, sale, new, key)
+        return await self._send(send, answered, request_id)
+
+    async def _read(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[Caller, NewRedemption, str | None]:
+        authorization = idempotency_key = content_type = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                authorization = value
+            elif name == b"idempotency-key":
+                idempotency_key = value
+            elif name == b"content-type":
+                content_type = value
+        caller = require_secret(await caller_of(self._services, authorization))
+        bodies.check_media_type(content_type)
+        raw = await bodies.receive_body(receive)
+        new = bodies.decode(raw, NewRedemption)
+        return caller, new, key_of(idempotency_key)
+
+    async def _send(self, send: Send, answered: Redemption | Refusal, request_id: str) -> int:
+        if isinstance(answered, Redemption):
+            return await send_answer(send, Answer(200, _encode(answered), _OK), request_id)
+        problem = self._services.problems.of_refusal(answered, request_id)
+        return await send_answer(send, problem, request_id)
+
+
+def _backend(redis_url: str, seat: Seat) -> Any:
+    """Return the compiled batcher, or the Python one where the address needs TLS."""
+    if redis_url.startswith("rediss://"):
+        _log.warning("python_backend", reason="the compiled batcher does not speak TLS")
+        return RedisPyBackend(redis_url, marks_path=seat.marks_path)
+    return RustBackend(redis_url, marks_path=seat.marks_path)
