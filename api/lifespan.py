@@ -1,32 +1,72 @@
 """What one worker process holds open, from its first request to its last."""
 
+import asyncio
+import contextlib
 from typing import Any, Protocol
 
+from api.errors import Problems
 from core.api_keys import KeyCache
-from core.db import Database
+from core.db import STATEMENT_CACHE_SIZE, Database
 from core.settings import Settings
 
 
 class HotDoors(Protocol):
     """The two addresses that are answered before Litestar: redeem and claim."""
 
-    async def handle(
-        self, scope: dict[str, Any], receive: Any, send: Any, *, name: str, request_id: str
-    ) -> None:
-        """Answer one POST completely; `name` is the voucher's code or the sale's id, decoded."""
-
     async def start(self) -> None:
-        """Open what the doors need; called once, with the database already open."""
+        """Open what the doors need; called once, with the database pool already made."""
 
     async def stop(self) -> None:
-        """Finish what is in flight and close."""
+        """Finish what is in flight and close. The database is closed afterwards."""
+
+    async def redeem(
+        self, scope: dict[str, Any], receive: Any, send: Any, code: str, request_id: str
+    ) -> int:
+        """Answer POST /v1/vouchers/{code}/redeem and return the status that was sent.
+
+        May raise a Fault as long as nothing was sent: `front` writes the problem.
+        """
+
+    async def claim(
+        self, scope: dict[str, Any], receive: Any, send: Any, sale_id: str, request_id: str
+    ) -> int:
+        """Answer POST /v1/flash-sales/{id}/claim; as `redeem`."""
 
 
 class Services:
-    """The open connections and caches of one worker. Made once by `create_app`."""
+    """The open connections and caches of one worker. Made once, by `api.app.create`."""
 
-    settings: Settings
-    database: Database
-    keys: KeyCache
-    doors: HotDoors | None
-    is_draining: bool
+    def __init__(self, settings: Settings) -> None:
+        """Make what needs no event loop; `start` opens the rest."""
+        self.settings = settings
+        self.problems = Problems(settings.base_url)
+        self.database: Database
+        self.keys: KeyCache
+        self.doors: HotDoors | None = None
+        self.is_draining = False
+        self._poll: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
+        self.database = await Database.open(
+            self.settings.database_dsn("app"),
+            size_min=0,
+            size_max=self.settings.pool_size_max,
+            statement_cache_size=STATEMENT_CACHE_SIZE if self.settings.prepared_statements else 0,
+            application_name="vauchflow api",
+        )
+        self.keys = KeyCache(self.database, self.settings.secret)
+        self._poll = asyncio.create_task(self.keys.poll_forever())
+        if self.doors is not None:
+            await self.doors.start()
+
+    async def stop(self) -> None:
+        """Finish what is in flight and close everything, doors first."""
+        self.is_draining = True
+        if self.doors is not None:
+            await self.doors.stop()
+        if self._poll is not None:
+            self._poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poll
+        await self.database.close()

@@ -1,0 +1,99 @@
+"""`python -m api`: serve the API until SIGTERM.
+
+Options win over the environment. Each worker is a process of its own that dies with this one.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops
+
+from core import settings as settings_module
+from core.processes import die_with_parent
+from core.settings import PREFIX, Settings, SettingsError
+
+# Connections the kernel holds while workers are busy; the crowd of a sale arrives at once.
+BACKLOG: Final = 4_096
+# Requests one worker has in hand: far above the queues behind the doors, which refuse by
+# themselves with a 503, so that nobody waits here unanswered.
+BACKPRESSURE: Final = 8_192
+# The slowest request is bounded by the statement timeout (5 s); a worker that is not done after
+# twice that hangs.
+WORKER_KILL_TIMEOUT_S: Final = 10
+# A killed worker is back within a second: one attempt a quarter second does not spin.
+RESPAWN_INTERVAL_S: Final = 0.25
+
+
+def main() -> None:
+    """Serve. Ends with status 1 and one line when a setting is wrong or the port is taken."""
+    options = _options()
+    environ = dict(os.environ)
+    for name in ("host", "port", "workers"):
+        value = getattr(options, name)
+        if value is not None:
+            environ[PREFIX + name.upper()] = str(value)
+    try:
+        settings = settings_module.load(environ, options.data_dir)
+        settings.database_dsn("app")
+    except SettingsError as error:
+        sys.stderr.write(f"vauchflow: {error}\n")
+        raise SystemExit(1) from None
+    if settings.workers > 1:
+        _share_metrics(settings)
+    server = Granian(
+        "api.app:create",
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        runtime_threads=1,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=BACKPRESSURE,
+        log_access=False,
+        log_enabled=False,
+        respawn_failed_workers=True,
+        respawn_interval=RESPAWN_INTERVAL_S,
+        workers_kill_timeout=WORKER_KILL_TIMEOUT_S,
+    )
+    server.serve(target_loader=partial(_load, settings), wrap_loader=False)
+
+
+def _load(settings: Settings) -> Callable[..., Any]:
+    """Make the application inside a worker process."""
+    die_with_parent(signal.SIGKILL)
+    from api import app, logs
+
+    logs.configure(settings)
+    return app.create(settings)
+
+
+def _share_metrics(settings: Settings) -> None:
+    # prometheus_client reads the variable when it is imported, which is in the workers.
+    directory = settings.data_dir / "metrics"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m api", description="Serve the VauchFlow API.")
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="TCP port to listen on")
+    parser.add_argument("--workers", type=int, help="worker processes")
+    parser.add_argument("--data-dir", type=Path, help="where the embedded servers are found")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

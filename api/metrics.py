@@ -1,0 +1,73 @@
+"""Counters for Prometheus. No label carries a tenant, a code or a key.
+
+With several workers each writes its own files in PROMETHEUS_MULTIPROC_DIR (set before this module
+is imported, by `api.__main__`), and whichever worker is asked sums them.
+"""
+
+import os
+from typing import Final
+
+from litestar import Request, get
+from litestar.response import Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+# From an idle process (1 ms) to the statement timeout (5 s).
+_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+_REQUESTS: Final = Counter("vauchflow_requests_total", "Answered requests.", ["route", "status"])
+_ELAPSED: Final = Histogram(
+    "vauchflow_request_seconds", "From the request's headers to its answer.", ["route"],
+    buckets=_BUCKETS_S,
+)  # fmt: skip
+_HAPPENED: Final = Counter(
+    "vauchflow_events_total", "What happened in the product, such as voucher.created.", ["event"]
+)
+
+# Looking a labelled counter up costs more than raising it; routes times statuses are few.
+_requests: dict[tuple[str, int], Counter] = {}
+_elapsed: dict[str, Histogram] = {}
+_events: dict[str, Counter] = {}
+
+
+def observe(route: str, status: int, elapsed_s: float) -> None:
+    """Count one answered request. Cost: about 2 µs."""
+    counter = _requests.get((route, status))
+    if counter is None:
+        counter = _requests[route, status] = _REQUESTS.labels(route, str(status))
+        _elapsed.setdefault(route, _ELAPSED.labels(route))
+    counter.inc()
+    _elapsed[route].observe(elapsed_s)
+
+
+def count(event: str, amount: int = 1) -> None:
+    """Count what happened in the product; `event` is one of few fixed names."""
+    counter = _events.get(event)
+    if counter is None:
+        counter = _events[event] = _HAPPENED.labels(event)
+    counter.inc(amount)
+
+
+def text() -> bytes:
+    """Return all counters of all workers in Prometheus' text form."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+@get("/metrics", operation_id="metrics")
+async def show(request: Request) -> Response[bytes]:  # type: ignore[type-arg]
+    """Return the counters of all workers."""
+    return Response(text(), media_type=CONTENT_TYPE_LATEST)
+
+
+ROUTES: Final = [show]

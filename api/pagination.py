@@ -1,0 +1,94 @@
+"""Query parameters, and lists: `limit`, `starting_after`, `{"data": […], "has_more": …}`."""
+
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+import msgspec
+from litestar import Request
+
+from core import ids
+from core.errors import Invalid
+
+T = TypeVar("T")
+
+LIMIT_DEFAULT: Final = 20
+LIMIT_MAX: Final = 100
+# A filter is a code, an id or a date; the longest is a customer's or an order's id.
+_TEXT_LENGTH_MAX: Final = 255
+_PARAMETERS_MAX: Final = 50
+
+
+class Page(msgspec.Struct, frozen=True):
+    """The part of a list that was asked for. Ask the database for one more than `limit`."""
+
+    limit: int
+    after: UUID | None
+    filters: dict[str, str]
+
+
+class Listed(msgspec.Struct, Generic[T], frozen=True):
+    """A list as the API shows it."""
+
+    data: list[T]
+    has_more: bool
+
+
+def asked(request: "Request[Any, Any, Any]", prefix: ids.Prefix, *filters: str) -> Page:
+    """Read the query of a list; each of `filters` may be given once.
+
+    Raises: Invalid, with `field`, for unknown, doubled, overlong and malformed parameters.
+    """
+    given = parameters(request, "limit", "starting_after", *filters)
+    text = given.pop("limit", str(LIMIT_DEFAULT))
+    # Not isdigit: that lets in digits of other scripts, which int() takes, too.
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else 0
+    if not 1 <= limit <= LIMIT_MAX:
+        raise Invalid(f"limit must be a whole number from 1 to {LIMIT_MAX}", field="limit")
+    after = None
+    if (cursor := given.pop("starting_after", None)) is not None:
+        after = ids.parse_id(prefix, cursor)
+        if after is None:
+            raise Invalid(
+                f"starting_after must be the id ({prefix}_…) of the last object you have",
+                field="starting_after",
+            )
+    return Page(limit, after, given)
+
+
+def parameters(request: "Request[Any, Any, Any]", *allowed: str) -> dict[str, str]:
+    """Return the query's parameters. Raises: Invalid, as `asked`."""
+    query = request.scope.get("query_string", b"")
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"), keep_blank_values=True, errors="strict",
+            max_num_fields=_PARAMETERS_MAX,
+        )  # fmt: skip
+    except ValueError:
+        raise Invalid("The query of the address is malformed.") from None
+    given: dict[str, str] = {}
+    for name, text in pairs:
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise Invalid(f"{name[:40]!a} is not known here; there are: {known}", field=name[:40])
+        if name in given:
+            raise Invalid(f"{name} is given twice", field=name)
+        if len(text) > _TEXT_LENGTH_MAX or not text.isprintable():
+            raise Invalid(
+                f"{name} takes at most {_TEXT_LENGTH_MAX} printable characters", field=name
+            )
+        given[name] = text
+    return given
+
+
+def one_of(page: Page, name: str, *allowed: str) -> str | None:
+    """Return a filter that takes few values. Raises: Invalid, with `field`."""
+    text = page.filters.get(name)
+    if text is not None and text not in allowed:
+        raise Invalid(f"{name} must be one of {', '.join(allowed)}", field=name)
+    return text
+
+
+def listed(rows: list[T], page: Page) -> Listed[T]:
+    """Cut the row that only tells whether there are more."""
+    return Listed(rows[: page.limit], len(rows) > page.limit)
