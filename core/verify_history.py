@@ -30,7 +30,7 @@ Outcome = Literal["ok", "sold_out", "limit", "refused", "unknown"]
 _LATE: Final = float("inf")
 
 
-class HistoryFault(Exception):  # noqa: N818 - as in core.errors
+class HistoryFault(Exception):
     """The file cannot be read as a history; the text says where and why."""
 
 
