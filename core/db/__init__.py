@@ -140,6 +140,9 @@ class Connection:
         try:
             return await getattr(self._raw, method)(sql, *args, timeout=self._timeout_s)
         except DRIVER_ERRORS as error:
+            if isinstance(error, asyncpg.InternalClientError) and not _is_lost(self._raw):
+                # The driver has lost track of what was asked: nobody may ask there again.
+                self._raw.terminate()
             may_have_committed = self._is_alone and not self._reads_only
             raise_translated(
                 error, may_have_committed=may_have_committed, reads_only=self._reads_only
@@ -171,6 +174,7 @@ class Database:
     def __init__(self, pool: Any, *, size_max: int, is_pooled: bool) -> None:
         self._pool = pool
         self._is_pooled = is_pooled
+        self._size_max = size_max
         self._waiting = 0
         self._waiting_max = WAITING_MAX_PER_CONNECTION * size_max
 
@@ -242,11 +246,9 @@ class Database:
         """
         begin = _begin(project_id, reads_only, isolation, statement_timeout_ms)
         timeout_s = statement_timeout_ms and statement_timeout_ms / 1000 + CLIENT_GRACE_S
-        raw = await self._acquire()
-        connection = Connection(raw, is_alone=False, reads_only=reads_only, timeout_s=timeout_s)
+        raw, connection = await self._started(begin, reads_only, timeout_s)
         try:
             try:
-                await connection.execute(begin)
                 yield connection
             except BaseException:
                 await _roll_back(raw)
@@ -272,6 +274,27 @@ class Database:
         finally:
             connection.give_back()
             await self._release(raw)
+
+    async def _started(
+        self, begin: str, reads_only: bool, timeout_s: float | None
+    ) -> tuple[Any, Connection]:
+        # After a restart of PostgreSQL connections may be dead without anybody knowing yet. A
+        # BEGIN that was lost has done nothing, and each try throws one dead connection away.
+        for dead in range(self._size_max + 1):
+            raw = await self._acquire()
+            connection = Connection(raw, is_alone=False, reads_only=reads_only, timeout_s=timeout_s)
+            try:
+                await connection.execute(begin)
+            except BaseException as error:
+                is_dead = isinstance(error, Unavailable) and _is_lost(raw)
+                if not is_dead:
+                    await _roll_back(raw)
+                await self._release(raw)
+                if not is_dead or dead == self._size_max:
+                    raise
+            else:
+                return raw, connection
+        raise AssertionError("the last try returns or raises")
 
     async def _acquire(self) -> Any:
         if self._waiting >= self._waiting_max:
