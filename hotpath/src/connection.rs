@@ -28,7 +28,7 @@ impl Address {
             return (!path.is_empty()).then(|| Self::Unix(path.to_owned()));
         }
         let (host, port) = text.rsplit_once(':')?;
-        let is_whole = !host.is_empty() && port.parse::<u16>().is_ok();
+        let is_whole = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
         is_whole.then(|| Self::Tcp(text.to_owned()))
     }
 }
