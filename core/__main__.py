@@ -18,6 +18,7 @@ from pathlib import Path
 import rich.console
 import rich_click as click
 
+from core import logs
 from core import settings as settings_module
 from core.processes import ServerError, die_with_parent
 from core.settings import PROJECT_ROOT, Settings, SettingsError
@@ -97,6 +98,7 @@ def up(
         die_with_parent(signal.SIGTERM)
     with _plain_failures():
         settings = _settings(data_dir, join_running=False, host=host, port=port, workers=workers)
+        logs.configure(settings)
         Up(settings, _environ(), _progress()).run(with_demo=not no_demo)
 
 
@@ -168,6 +170,7 @@ def _run_until_signal(module: str, data_dir: Path | None) -> None:
     with _plain_failures():
         settings = _settings(data_dir)
         settings.database_dsn("worker")
+        logs.configure(settings)
         asyncio.run(run(settings))
 
 

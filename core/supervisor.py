@@ -7,7 +7,6 @@ Signals arrive as `_Stop` in the main thread, except while stopping, where a sec
 import asyncio
 import http.client
 import importlib.util
-import json
 import secrets
 import select
 import signal
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
+import structlog
 
 from core.data_dir import DataDirLock
 from core.local import Servers
@@ -47,6 +47,8 @@ READY_POLL_S = 0.1
 IDLE_S = 5.0
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_log = structlog.get_logger("vauchflow.up")
 
 
 class _Stop(BaseException):
@@ -226,7 +228,9 @@ class Up:
                     # A dead leader's session may still hold its port.
                     one.process.kill()
                     pause_s = one.note_death(now_s)
-                    self._say(f"{one.name} ended ({_describe(status)}), again in {pause_s:.1f} s")
+                    _log.warning(
+                        "ended", process=one.name, how=_describe(status), again_in_s=pause_s
+                    )
             elif now_s >= one.restart_at_s:
                 self._restart(one)
 
@@ -236,17 +240,11 @@ class Up:
         except ServerError as error:
             one.process = None
             one.restart_at_s = time.monotonic() + BACKOFF_S_MAX
-            self._say(f"{one.name} does not start: {error}")
+            _log.error("does_not_start", process=one.name, reason=str(error))
         else:
             assert one.process is not None
             self._publish()
-            self._say(f"{one.name} is running again (process {one.process.pid})")
-
-    def _say(self, line: str) -> None:
-        if self._settings.log_format == "json":
-            facts = {"event": line, "level": "warning", "logger": "up", "timestamp": _now()}
-            line = json.dumps(facts)
-        print(line, file=sys.stderr, flush=True)
+            _log.warning("running_again", process=one.name, pid=one.process.pid)
 
     # -- stopping ------------------------------------------------------------------------------
 
@@ -350,10 +348,6 @@ def _describe(status: int) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     return f"status {status}"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _announce(settings: Settings, demo: "Demo | None") -> None:
