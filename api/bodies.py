@@ -118,14 +118,20 @@ def _too_large(bytes_max: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The body may have at most {bytes_max} bytes.")
 
 
-async def received(request: "Request[Any, Any, Any]", type_: type[T]) -> tuple[bytes, T]:
+async def received(
+    request: "Request[Any, Any, Any]", type_: type[T], *, is_optional: bool = False
+) -> tuple[bytes, T]:
     """Read and decode the body of an ordinary request; its bytes tell it from another.
+
+    With `is_optional`, no body at all is an empty object.
 
     Raises: Invalid, PayloadTooLarge, UnsupportedMediaType.
     """
     headers = request.scope["headers"]
     check_media_type(next((v for k, v in headers if k == b"content-type"), None))
     raw = await receive_body(request.receive)
+    if is_optional and not raw:
+        raw = b"{}"
     return raw, decode(raw, type_)
 
 
@@ -193,7 +199,7 @@ def _check_depth(raw: bytes) -> None:
 def _check_exactly(raw: bytes) -> None:
     """Find doubled names and forbidden characters wherever they are. Raises: Invalid."""
     try:
-        document = json.loads(raw, object_pairs_hook=_Pairs, parse_constant=_no_constant)
+        document = json.loads(raw, object_pairs_hook=_Pairs, parse_constant=_not_finite)
     except (ValueError, RecursionError):
         # Not JSON at all: the typed decoder has said so, or is about to.
         return
@@ -204,8 +210,12 @@ class _Pairs(list[tuple[str, Any]]):
     """The members of one object in order, doubled ones included."""
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+class _NotFinite:
+    """NaN or an infinity, which JSON does not have."""
+
+
+def _not_finite(_name: str) -> _NotFinite:
+    return _NotFinite()
 
 
 def _check_value(value: Any, path: str) -> None:
@@ -223,6 +233,8 @@ def _check_value(value: Any, path: str) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_value(item, f"{path}[{index}]")
+    elif isinstance(value, _NotFinite):
+        raise Invalid(f"{path or 'The body'} must be a finite number", field=path or None)
 
 
 def _check_text(text: str, path: str) -> None:

@@ -1,0 +1,13 @@
+-- name: create_account :exec
+-- Operator: stores a new account.
+INSERT INTO vf.accounts (id, name, plan) VALUES (@id, @account_name, @plan);
+
+-- name: create_user :exec
+-- Operator: stores a new user of an account.
+INSERT INTO vf.users (id, account_id, email, password_hash)
+VALUES (@id, @account_id, @email, @password_hash);
+
+-- name: create_project :exec
+-- Operator: stores a new project of an account.
+INSERT INTO vf.projects (id, account_id, name, currency, time_zone)
+VALUES (@id, @account_id, @project_name, @currency, @time_zone);
