@@ -15,7 +15,18 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Response
 
-from api import analytics, api_keys, campaigns, docs, health, metrics, vouchers
+from api import (
+    analytics,
+    api_keys,
+    campaigns,
+    docs,
+    flash_sales,
+    health,
+    metrics,
+    redemptions,
+    vouchers,
+)
+from api.doors import Doors
 from api.errors import Answer
 from api.front import Front, report_fault
 from api.lifespan import Services
@@ -25,6 +36,8 @@ from core.settings import Settings
 ROUTES: Final[list[HTTPRouteHandler]] = [
     *vouchers.ROUTES,
     *campaigns.ROUTES,
+    *redemptions.ROUTES,
+    *flash_sales.ROUTES,
     *api_keys.ROUTES,
     *analytics.ROUTES,
     *health.ROUTES,
@@ -41,6 +54,7 @@ _log = structlog.get_logger("vauchflow.requests")
 def create(settings: Settings) -> Front:
     """Make one worker's application. Nothing is opened before its lifespan starts."""
     services = Services(settings)
+    services.doors = Doors(services)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:

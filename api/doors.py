@@ -152,5 +152,5 @@ def _backend(redis_url: str, seat: Seat) -> Any:
     """Return the compiled batcher, or the Python one where the address needs TLS."""
     if redis_url.startswith("rediss://"):
         _log.warning("python_backend", reason="the compiled batcher does not speak TLS")
-        return RedisPyBackend(redis_url, marks_path=seat.marks_path)
+        return RedisPyBackend(redis_url, marks_path=str(seat.marks_path))
     return RustBackend(redis_url, marks_path=seat.marks_path)

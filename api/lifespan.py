@@ -7,11 +7,15 @@ from typing import Any, Protocol
 from api.errors import Problems
 from core.api_keys import KeyCache
 from core.db import STATEMENT_CACHE_SIZE, Database
+from core.flash_sales import SaleDesk
 from core.settings import Settings
 
 
 class HotDoors(Protocol):
     """The two addresses that are answered before Litestar: redeem and claim."""
+
+    desk: SaleDesk
+    """What steers sales, with the stores the doors have open."""
 
     async def start(self) -> None:
         """Open what the doors need; called once, with the database pool already made."""

@@ -98,7 +98,7 @@ class Refusal(msgspec.Struct, frozen=True):
         assert self.code in REFUSALS, self.code
 
 
-class Fault(Exception):  # noqa: N818 - the documents call it a fault
+class Fault(Exception):
     """A request that cannot be served as it stands. Never raised as itself."""
 
     code: ClassVar[str] = "internal"

@@ -23,12 +23,13 @@ from core.api_keys import Caller
 from core.errors import AlreadyExists, Fault, Invalid, NotFound, Refusal, Unavailable
 from core.hot import crowds, leases
 from core.live_leases import ALIVE_WITHIN
-from core.rules import codes, money
+from core.redemptions import RolledBack
+from core.rules import codes, limits, money
 from core.rules.discounts import DiscountType
 from core.settings import Settings
+from core.shapes import Amount, Count, Instant
 
 NAME_LENGTH_MAX: Final = 200
-STOCK_MAX: Final = 1_000_000_000
 # `open` waits so long for every living worker to serve the lease: each looks five times a second
 # and a dead one drops out after three seconds.
 SERVED_WITHIN_S: Final = 6.0
@@ -47,15 +48,15 @@ class NewFlashSale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A sale to be made: with terms of its own, or with `voucher`, the code of an existing one."""
 
     name: str
-    stock: int
+    stock: Count
     code: str | None = None
     voucher: str | None = None
     discount_type: DiscountType | None = None
-    discount_value: msgspec.Raw = msgspec.Raw(b"null")
-    min_order_value: msgspec.Raw = msgspec.Raw(b"null")
-    per_customer_limit: int | None = None
-    starts_at: datetime | None = None
-    ends_at: datetime | None = None
+    discount_value: Amount = msgspec.field(default_factory=msgspec.Raw)
+    min_order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
+    per_customer_limit: Count | None = None
+    starts_at: Instant | None = None
+    ends_at: Instant | None = None
     durability: Durability = "fast"
 
 
@@ -63,9 +64,9 @@ class FlashSalePatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may change: the stock upwards, the window, the name. Terms are frozen."""
 
     name: str | None = None
-    stock: int | None = None
-    starts_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
-    ends_at: datetime | msgspec.UnsetType | None = msgspec.UNSET
+    stock: Count | None = None
+    starts_at: Instant | msgspec.UnsetType | None = msgspec.UNSET
+    ends_at: Instant | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class FlashSale(msgspec.Struct, frozen=True):
@@ -88,8 +89,8 @@ class FlashSale(msgspec.Struct, frozen=True):
     remaining: int
     written_off: int
     discount_type: str | None
-    discount_value: msgspec.Raw | None
-    min_order_value: msgspec.Raw | None
+    discount_value: Amount | None
+    min_order_value: Amount | None
     per_customer_limit: int | None
     starts_at: datetime | None
     ends_at: datetime | None
@@ -195,15 +196,7 @@ async def create(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID
 def _checked(new: NewFlashSale) -> None:
     if not 0 < len(new.name.strip()) <= NAME_LENGTH_MAX:
         raise Invalid(f"name must have 1 to {NAME_LENGTH_MAX} characters", field="name")
-    _checked_stock(new.stock)
-    if new.per_customer_limit is not None and not 0 < new.per_customer_limit <= STOCK_MAX:
-        raise Invalid("per_customer_limit must be at least 1", field="per_customer_limit")
-    for name in ("starts_at", "ends_at"):
-        _checked_instant(getattr(new, name), name)
-    if new.starts_at is not None and new.ends_at is not None and new.starts_at >= new.ends_at:
-        raise Invalid("ends_at must be after starts_at", field="ends_at")
-    if new.voucher is None and new.code is None:
-        return
+    limits.check_window(new.starts_at, new.ends_at, end_name="ends_at")
     if new.voucher is not None:
         for name in ("code", "discount_type", "per_customer_limit"):
             if getattr(new, name) is not None:
@@ -215,16 +208,6 @@ def _checked(new: NewFlashSale) -> None:
                 raise Invalid(
                     f"{name} cannot be given with voucher: the voucher has its own", field=name
                 )
-
-
-def _checked_stock(stock: int) -> None:
-    if not 0 < stock <= STOCK_MAX:
-        raise Invalid(f"stock must be 1 to {STOCK_MAX}", field="stock")
-
-
-def _checked_instant(at: datetime | None, name: str) -> None:
-    if at is not None and at.tzinfo is None:
-        raise Invalid(f"{name} needs an offset, such as 2026-11-27T09:00:00Z", field=name)
 
 
 async def _make_voucher(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID:
@@ -632,10 +615,9 @@ class SaleDesk:
         before = await self.read(project_id, sale_id)
         sets_start = patch.starts_at is not msgspec.UNSET
         sets_end = patch.ends_at is not msgspec.UNSET
-        starts_at = patch.starts_at if sets_start else before.starts_at
-        ends_at = patch.ends_at if sets_end else before.ends_at
-        if starts_at and ends_at and starts_at >= ends_at:
-            raise Invalid("ends_at must be after starts_at", field="ends_at")
+        starts_at = before.starts_at if patch.starts_at is msgspec.UNSET else patch.starts_at
+        ends_at = before.ends_at if patch.ends_at is msgspec.UNSET else patch.ends_at
+        limits.check_window(starts_at, ends_at, end_name="ends_at")
         if patch.stock is not None and patch.stock < before.stock:
             raise Invalid(f"stock can only go up; it is {before.stock}", field="stock")
         if sets_start and (before.status != "scheduled" or before.lease_id is not None):
@@ -667,6 +649,26 @@ class SaleDesk:
                 raise Unavailable("Stored; Redis is away and follows when it is back.") from error
         return None
 
+    async def give_back(self, project_id: UUID, redemption_id: UUID, done: RolledBack) -> None:
+        """Let Redis know of a unit that came back: the crowd, the customer, the live lease.
+
+        Call it after the commit. What Redis does not hear now it hears at the next look of the
+        worker (the unit) or when the lease is settled (the customer).
+        """
+        assert done.voucher_id is not None
+        await self.void_crowd(project_id, done.voucher_id)
+        if done.lease_id is None or done.lease_state == "settled":
+            return
+        with contextlib.suppress(redis_errors, OSError):
+            if done.customer_id is not None:
+                await leases.release(
+                    self.redis,
+                    str(done.lease_id),
+                    done.customer_id,
+                    ids.format_id("rdm", redemption_id),
+                )
+            await self.grow(project_id, done.lease_id)
+
     async def grow(self, project_id: UUID, lease_id: UUID) -> None:
         """Raise a live lease by what there is to sell beyond it; Redis is told second."""
         async with self.database.transaction(project_id, reads_only=True) as conn:
@@ -694,11 +696,6 @@ class SaleDesk:
 def _checked_patch(patch: FlashSalePatch) -> None:
     if patch.name is not None and not 0 < len(patch.name.strip()) <= NAME_LENGTH_MAX:
         raise Invalid(f"name must have 1 to {NAME_LENGTH_MAX} characters", field="name")
-    if patch.stock is not None:
-        _checked_stock(patch.stock)
-    for name in ("starts_at", "ends_at"):
-        at = getattr(patch, name)
-        _checked_instant(None if at is msgspec.UNSET else at, name)
 
 
 class _Armed(msgspec.Struct):

@@ -52,7 +52,7 @@ class Once:
         self.kept = (status, body)
 
 
-class Refused(Exception):  # noqa: N818 - it carries a refusal through the transaction's end
+class Refused(Exception):
     """Rolls the transaction back for a refusal, which is never stored against a key."""
 
     def __init__(self, refusal: Refusal) -> None:

@@ -18,8 +18,10 @@ import core.db as db
 from core import ids
 from core.api_keys import Caller
 from core.errors import IdempotencyMismatch, Invalid, NotFound, Refusal, Unavailable
-from core.rules import codes, discounts, money
+from core.rules import codes, discounts, limits, money
 from core.rules.discounts import DiscountType
+from core.rules.limits import Metadata
+from core.shapes import Amount
 from core.shared_commits import Ask, Decision, SharedCommits
 
 # Hot vouchers of a process; a miss is one indexed read.
@@ -29,19 +31,16 @@ TERMS_REFUSE_S: Final = 1.0
 ROLLBACK_WINDOW: Final = timedelta(minutes=30)
 # Ids and references of other systems: UUIDs, URNs and long order numbers fit.
 REFERENCE_LENGTH_MAX: Final = 200
-METADATA_KEYS_MAX: Final = 50
-METADATA_BYTES_MAX: Final = 4_096
-
-Scalar = str | int | float | bool | None
+NO_REDEMPTION: Final = "There is no redemption with this id."
 
 
 class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to redeem or claim. `order_value` is the text of a JSON number."""
 
     customer_id: str | None = None
-    order_value: msgspec.Raw = msgspec.Raw(b"null")
+    order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
     order_id: str | None = None
-    metadata: dict[str, Scalar] | None = None
+    metadata: Metadata | None = None
 
 
 class Redemption(msgspec.Struct, frozen=True):
@@ -54,17 +53,17 @@ class Redemption(msgspec.Struct, frozen=True):
     redemption_id: str
     status: str
     code: str
-    discount_applied: msgspec.Raw
+    discount_applied: Amount
     remaining: int | None
     seq: int
-    order_value: msgspec.Raw
+    order_value: Amount
     currency: str
     customer_id: str | None
     order_id: str | None
     redeemed_at: str
     flash_sale_id: str | None = None
     campaign_id: str | None = None
-    metadata: dict[str, Scalar] | None = None
+    metadata: Metadata | None = None
     rolled_back_at: str | None = None
     rollback_reason: str | None = None
 
@@ -128,14 +127,7 @@ def checked(new: NewRedemption) -> NewRedemption:
         value = getattr(new, name)
         if value is not None and not 0 < len(value) <= REFERENCE_LENGTH_MAX:
             raise Invalid(f"{name} must have 1 to {REFERENCE_LENGTH_MAX} characters", field=name)
-    if new.metadata and (
-        len(new.metadata) > METADATA_KEYS_MAX
-        or len(_encoder.encode(new.metadata)) > METADATA_BYTES_MAX
-    ):
-        raise Invalid(
-            f"metadata takes up to {METADATA_KEYS_MAX} members and {METADATA_BYTES_MAX} bytes",
-            field="metadata",
-        )
+    limits.check_metadata(new.metadata or {})
     return new
 
 
@@ -293,7 +285,7 @@ class Row(msgspec.Struct, frozen=True):
     redeemed_at: datetime
     rolled_back_at: datetime | None
     rollback_reason: str | None
-    metadata: dict[str, Scalar] | None
+    metadata: Metadata | None
 
 
 def from_row(caller: Caller, row: Row) -> Redemption:
@@ -471,7 +463,7 @@ async def _unsettled(conn: db.Connection, caller: Caller, redemption_id: UUID) -
                 code="not_settled_yet",
                 detail="This win is on its way into the ledger; ask again in a moment.",
             )
-    raise NotFound("There is no redemption with this id.")
+    raise NotFound(NO_REDEMPTION)
 
 
 class RolledBack(msgspec.Struct, frozen=True):
@@ -484,14 +476,35 @@ class RolledBack(msgspec.Struct, frozen=True):
     customer_id: str | None
 
 
+async def shown(conn: db.Connection, caller: Caller, redemption_id: UUID) -> Redemption:
+    """Return a redemption that is known to be in the ledger."""
+    row = await db.one(
+        conn, "redemptions.read", Row, project_id=caller.project_id, id=redemption_id
+    )
+    assert row is not None
+    return from_row(caller, row)
+
+
 async def roll_back(
-    conn: db.Connection, caller: Caller, redemption_id: UUID, reason: str | None
+    conn: db.Connection,
+    caller: Caller,
+    redemption_id: UUID,
+    reason: str | None,
+    *,
+    code: str | None = None,
 ) -> RolledBack | Refusal:
     """Give the unit of a redemption back, once, within 30 minutes; the row stays.
 
+    With `code`, only a redemption of that voucher. Call `SaleDesk.give_back` after the commit.
     Refuses: already_rolled_back, rollback_window_passed, not_settled_yet. Raises: NotFound.
     Concurrency: locks campaign, voucher, then changes the row if it is still live.
     """
+    if code is not None:
+        row = await db.one(
+            conn, "redemptions.read", Row, project_id=caller.project_id, id=redemption_id
+        )
+        if row is not None and codes.normalise(row.code) != codes.normalise(code):
+            raise NotFound(NO_REDEMPTION)
     done = await db.one(
         conn,
         "redemptions.roll_back",

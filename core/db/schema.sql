@@ -321,6 +321,8 @@ CREATE INDEX redemptions_of_customer ON vf.redemptions (customer_id, project_id,
     WHERE customer_id IS NOT NULL AND redeemed_at IS NOT NULL;
 CREATE INDEX redemptions_of_campaign ON vf.redemptions (campaign_id, id)
     WHERE campaign_id IS NOT NULL AND redeemed_at IS NOT NULL;
+-- A few bytes for every 128 pages: enough for "today".
+CREATE INDEX redemptions_by_day ON vf.redemptions USING brin (redeemed_at);
 CREATE INDEX redemptions_of_order ON vf.redemptions (order_id, project_id, id)
     WHERE order_id IS NOT NULL AND redeemed_at IS NOT NULL;
 
@@ -473,9 +475,9 @@ BEGIN
         WHEN v.authority <> 'pg' THEN 'rerouted'
         WHEN v.terms_version <> p_version OR v.campaign_id IS DISTINCT FROM p_campaign
           OR c.terms_version <> p_campaign_version OR v.flash_sale_id IS DISTINCT FROM p_sale THEN 'repriced'
-        WHEN v.status <> 'active' OR c.status = 'paused' THEN 'voucher_inactive'
+        WHEN v.status <> 'active' THEN 'voucher_inactive'
         WHEN c.status = 'ended' THEN 'ended'
-        WHEN s.status = 'paused' THEN 'paused'
+        WHEN c.status = 'paused' OR s.status = 'paused' THEN 'paused'
         WHEN s.status = 'closed' OR s.status = 'settled' OR v_at >= s.ends_at THEN 'ended'
         WHEN v_at < s.starts_at OR v_at < v.starts_at OR v_at < c.starts_at THEN 'not_started'
         WHEN v_at >= v.expires_at OR v_at >= c.expires_at THEN 'voucher_expired'

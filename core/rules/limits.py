@@ -84,21 +84,25 @@ def order_refusal(terms: Terms, order_value_minor: int | None, currency: str) ->
 
 
 def check_window(
-    starts_at: datetime | None, expires_at: datetime | None, *, prefix: str = ""
+    starts_at: datetime | None,
+    expires_at: datetime | None,
+    *,
+    prefix: str = "",
+    end_name: str = "expires_at",
 ) -> None:
     """Hold dates that are about to be stored against the calendar and each other.
 
     Raises: Invalid, with `field`.
     """
-    for name, at in (("starts_at", starts_at), ("expires_at", expires_at)):
+    for name, at in (("starts_at", starts_at), (end_name, expires_at)):
         if at is not None and not INSTANT_MIN <= at < INSTANT_MAX:
             raise Invalid(
                 f"{prefix}{name} must be between the years 2000 and 9000", field=prefix + name
             )
     if starts_at is not None and expires_at is not None and starts_at >= expires_at:
         raise Invalid(
-            f"{prefix}expires_at must be later than {prefix}starts_at",
-            field=prefix + "expires_at",
+            f"{prefix}{end_name} must be later than {prefix}starts_at",
+            field=prefix + end_name,
         )
 
 

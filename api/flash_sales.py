@@ -1,0 +1,168 @@
+"""/v1/flash-sales. The claim itself is answered by `api.doors`."""
+
+from typing import Any, Final
+from uuid import UUID
+
+from litestar import Request, get, patch, post
+from litestar.response import Response
+
+from api import answers, auth, bodies, docs, idempotency, pagination
+from api.docs import shape
+from api.lifespan import Services
+from core import db, flash_sales, ids
+from core.api_keys import Caller
+from core.errors import NotFound, Refusal
+from core.flash_sales import FlashSale, FlashSalePatch, NewFlashSale, SaleDesk
+from core.redemptions import NewRedemption, Redemption
+
+Req = Request[Any, Any, Any]
+
+docs.HOT.append(
+    docs.Hot(
+        "POST",
+        "/v1/flash-sales/{id}/claim",
+        "flash_sales.claim",
+        "Claim one unit of an open sale.",
+        docs.Shape(NewRedemption, Redemption, 200),
+    )
+)
+
+
+def desk_of(request: Req) -> SaleDesk:
+    """Return this worker's desk; every worker that serves has one."""
+    services: Services = request.app.state.services
+    assert services.doors is not None
+    return services.doors.desk
+
+
+async def _shown(request: Req, caller: Caller, sale_id: UUID) -> FlashSale:
+    desk = desk_of(request)
+    row = await desk.read(caller.project_id, sale_id)
+    return await flash_sales.show(desk.redis, row, caller)
+
+
+def _id_of(public_id: str) -> UUID:
+    sale_id = ids.parse_id("fls", public_id)
+    if sale_id is None:
+        raise NotFound(flash_sales.NO_SALE)
+    return sale_id
+
+
+def _answered(request: Req, answer: FlashSale | Refusal) -> Response[bytes]:
+    if isinstance(answer, Refusal):
+        return answers.refused(request, answer)
+    return answers.ok(answer)
+
+
+@post(
+    "/v1/flash-sales",
+    operation_id="flash_sales.create",
+    opt=shape(body=NewFlashSale, answer=FlashSale, status=201),
+)
+async def create(request: Req) -> Response[bytes]:
+    """Create a flash sale, with a code of its own or on an existing voucher."""
+    caller = await auth.secret_caller(request)
+    raw, new = await bodies.received(request, NewFlashSale)
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            made = await flash_sales.create(work.conn, caller, new)
+            work.answer(201, await _made(request, work.conn, caller, made))
+    return work.response()
+
+
+async def _made(
+    request: Req, conn: db.Connection, caller: Caller, made: UUID | Refusal
+) -> FlashSale | Refusal:
+    if isinstance(made, Refusal):
+        return made
+    row = await flash_sales.read_row(conn, caller.project_id, made)
+    assert row is not None
+    return await flash_sales.show(desk_of(request).redis, row, caller)
+
+
+@get(
+    "/v1/flash-sales",
+    operation_id="flash_sales.list",
+    opt=shape(answer=pagination.Listed[FlashSale]),
+)
+async def page(request: Req) -> Response[bytes]:
+    """List flash sales, newest first."""
+    caller = await auth.secret_caller(request)
+    asked = pagination.asked(request, "fls")
+    services: Services = request.app.state.services
+    async with services.database.transaction(caller.project_id, reads_only=True) as conn:
+        found = await db.many(
+            conn, "flash_sales.list", UUID,
+            project_id=caller.project_id, before=asked.after, limit=asked.limit + 1,
+        )  # fmt: skip
+    sales = [await _shown(request, caller, sale_id) for sale_id in found[: asked.limit]]
+    return answers.ok(pagination.Listed(sales, len(found) > asked.limit))
+
+
+@get("/v1/flash-sales/{sale:str}", operation_id="flash_sales.get", opt=shape(answer=FlashSale))
+async def show(request: Req, sale: str) -> Response[bytes]:
+    """Return a sale with its stock, what is claimed and settled, and the lag between them."""
+    caller = await auth.secret_caller(request)
+    return answers.ok(await _shown(request, caller, _id_of(sale)))
+
+
+@patch(
+    "/v1/flash-sales/{sale:str}",
+    operation_id="flash_sales.edit",
+    opt=shape(body=FlashSalePatch, answer=FlashSale),
+)
+async def edit(request: Req, sale: str) -> Response[bytes]:
+    """Raise the stock, move the window, change the name. The terms are frozen."""
+    caller = await auth.secret_caller(request)
+    _, change = await bodies.received(request, FlashSalePatch)
+    sale_id = _id_of(sale)
+    refused = await desk_of(request).patch(caller.project_id, sale_id, change)
+    return _answered(request, refused or await _shown(request, caller, sale_id))
+
+
+@post(
+    "/v1/flash-sales/{sale:str}/open",
+    operation_id="flash_sales.open",
+    status_code=200,
+    opt=shape(answer=FlashSale),
+)
+async def open_(request: Req, sale: str) -> Response[bytes]:
+    """Open a sale now, or end its pause; answered when every worker serves it."""
+    caller = await auth.secret_caller(request)
+    await bodies.received_nothing(request)
+    sale_id = _id_of(sale)
+    refused = await desk_of(request).open(caller.project_id, sale_id, by_hand=True)
+    return _answered(request, refused or await _shown(request, caller, sale_id))
+
+
+@post(
+    "/v1/flash-sales/{sale:str}/pause",
+    operation_id="flash_sales.pause",
+    status_code=200,
+    opt=shape(answer=FlashSale),
+)
+async def pause(request: Req, sale: str) -> Response[bytes]:
+    """Pause an open sale; `open` ends the pause."""
+    caller = await auth.secret_caller(request)
+    await bodies.received_nothing(request)
+    sale_id = _id_of(sale)
+    refused = await desk_of(request).pause(caller.project_id, sale_id)
+    return _answered(request, refused or await _shown(request, caller, sale_id))
+
+
+@post(
+    "/v1/flash-sales/{sale:str}/close",
+    operation_id="flash_sales.close",
+    status_code=200,
+    opt=shape(answer=FlashSale),
+)
+async def close(request: Req, sale: str) -> Response[bytes]:
+    """End a sale for good. What was won is settled within moments."""
+    caller = await auth.secret_caller(request)
+    await bodies.received_nothing(request)
+    sale_id = _id_of(sale)
+    await desk_of(request).close(caller.project_id, sale_id)
+    return answers.ok(await _shown(request, caller, sale_id))
+
+
+ROUTES: Final = [create, page, show, edit, open_, pause, close]

@@ -1,0 +1,169 @@
+"""/v1/redemptions, and the rollback of one. The redeem itself is answered by `api.doors`."""
+
+from datetime import date, datetime, time, timedelta
+from typing import Annotated, Any, Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+from litestar import Request, get, post
+from litestar.response import Response
+
+from api import answers, auth, bodies, docs, idempotency, pagination
+from api.docs import shape
+from api.flash_sales import desk_of
+from api.lifespan import Services
+from core import ids, redemptions
+from core.api_keys import Caller
+from core.errors import Invalid, NotFound, Refusal
+from core.redemptions import Filter, NewRedemption, Redemption
+
+Req = Request[Any, Any, Any]
+# A sentence or two for whoever reads the books.
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+
+docs.HOT.append(
+    docs.Hot(
+        "POST",
+        "/v1/vouchers/{code}/redeem",
+        "vouchers.redeem",
+        "Redeem a voucher, also one that is in a flash sale.",
+        docs.Shape(NewRedemption, Redemption, 200),
+    )
+)
+_FILTERS: Final = (
+    "code", "campaign_id", "flash_sale_id", "customer_id", "order_id", "status", "from", "to",
+)  # fmt: skip
+
+
+class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a redemption is given back."""
+
+    reason: Reason | None = None
+
+
+class RollbackOf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which redemption of a voucher is given back, and why."""
+
+    redemption_id: str
+    reason: Reason | None = None
+
+
+def _id_of(public_id: str) -> Any:
+    found = ids.parse_id("rdm", public_id)
+    if found is None:
+        raise NotFound(redemptions.NO_REDEMPTION)
+    return found
+
+
+def _instant(page: pagination.Page, name: str, *, is_end: bool = False) -> datetime | None:
+    """Read a filter that is an instant or a day; a day as `to` includes itself."""
+    text = page.filters.get(name)
+    if text is None:
+        return None
+    try:
+        if len(text) == len("2030-01-31"):
+            day = date.fromisoformat(text) + timedelta(days=is_end)
+            return datetime.combine(day, time(), ZoneInfo("UTC"))
+        at = datetime.fromisoformat(text.replace(" ", "+"))
+        if at.tzinfo is not None:
+            return at
+    except (ValueError, OverflowError):
+        pass
+    raise Invalid(
+        f"{name} must be a day such as 2030-01-31 or a time such as 2030-01-31T12:00:00Z",
+        field=name,
+    )
+
+
+def _parsed(page: pagination.Page, name: str, prefix: ids.Prefix) -> Any:
+    text = page.filters.get(name)
+    if text is None:
+        return None
+    found = ids.parse_id(prefix, text)
+    if found is None:
+        raise Invalid(f"{name} must be an id ({prefix}_…)", field=name)
+    return found
+
+
+@get(
+    "/v1/redemptions",
+    operation_id="redemptions.list",
+    opt=shape(answer=pagination.Listed[Redemption], query=_FILTERS),
+)
+async def page(request: Req) -> Response[bytes]:
+    """List redemptions, newest first, narrowed by code, customer, order, sale and dates."""
+    caller = await auth.secret_caller(request)
+    asked = pagination.asked(request, "rdm", *_FILTERS)
+    narrow = Filter(
+        code=asked.filters.get("code"),
+        campaign_id=_parsed(asked, "campaign_id", "cmp"),
+        sale_id=_parsed(asked, "flash_sale_id", "fls"),
+        customer_id=asked.filters.get("customer_id"),
+        order_id=asked.filters.get("order_id"),
+        status=pagination.one_of(asked, "status", "redeemed", "rolled_back"),
+        from_at=_instant(asked, "from"),
+        to_at=_instant(asked, "to", is_end=True),
+    )
+    services: Services = request.app.state.services
+    rows, has_more = await redemptions.list_page(
+        services.database, caller, narrow, before=asked.after, limit=asked.limit
+    )
+    return answers.ok(pagination.Listed(rows, has_more))
+
+
+@get(
+    "/v1/redemptions/{redemption:str}",
+    operation_id="redemptions.get",
+    opt=shape(answer=Redemption),
+)
+async def show(request: Req, redemption: str) -> Response[bytes]:
+    """Return one redemption."""
+    caller = await auth.secret_caller(request)
+    services: Services = request.app.state.services
+    found = await redemptions.read(services.database, caller, _id_of(redemption))
+    return answers.refused(request, found) if isinstance(found, Refusal) else answers.ok(found)
+
+
+@post(
+    "/v1/redemptions/{redemption:str}/rollback",
+    operation_id="redemptions.rollback",
+    status_code=200,
+    opt=shape(body=Rollback, answer=Redemption),
+)
+async def rollback(request: Req, redemption: str) -> Response[bytes]:
+    """Give a redemption's unit back, once, within 30 minutes. The body may be empty."""
+    caller = await auth.secret_caller(request)
+    raw, body = await bodies.received(request, Rollback, is_optional=True)
+    return await _rolled_back(request, caller, raw, redemption, body.reason, None)
+
+
+@post(
+    "/v1/vouchers/{code:str}/rollback",
+    operation_id="vouchers.rollback",
+    status_code=200,
+    opt=shape(body=RollbackOf, answer=Redemption),
+)
+async def rollback_of(request: Req, code: str) -> Response[bytes]:
+    """Give a redemption of this voucher back: an alias of the redemption's own rollback."""
+    caller = await auth.secret_caller(request)
+    raw, body = await bodies.received(request, RollbackOf)
+    return await _rolled_back(request, caller, raw, body.redemption_id, body.reason, code)
+
+
+async def _rolled_back(
+    request: Req, caller: Caller, raw: bytes, public_id: str, reason: str | None, code: str | None
+) -> Response[bytes]:
+    redemption_id = _id_of(public_id)
+    done: redemptions.RolledBack | Refusal | None = None
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            done = await redemptions.roll_back(work.conn, caller, redemption_id, reason, code=code)
+            if isinstance(done, Refusal):
+                work.answer(200, done)
+            work.answer(200, await redemptions.shown(work.conn, caller, redemption_id))
+    if isinstance(done, redemptions.RolledBack):
+        await desk_of(request).give_back(caller.project_id, redemption_id, done)
+    return work.response()
+
+
+ROUTES: Final = [page, show, rollback, rollback_of]
