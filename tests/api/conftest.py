@@ -1,0 +1,175 @@
+"""Fixtures of the API's tests: the real application over a real socket.
+
+api            session  `python -m api` against the session's servers, on a database of its own
+make_project   session  a function that makes a project with keys: make_project(currency="EUR")
+project        module   a project of this file's own
+client         module   httpx.Client with the project's secret key
+browser        module   httpx.Client with its publishable key
+stranger       module   httpx.Client with another project's secret key
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import httpx
+import msgspec
+import pytest
+
+from core import tenants
+from core.db import Database
+from core.local import Servers
+from core.settings import PROJECT_ROOT, Settings
+from tests.conftest import TEMPLATE, fresh_database, settings_on, temporary_data_dir
+
+START_TIMEOUT_S = 20.0
+
+
+class Project(msgspec.Struct, frozen=True):
+    id: str
+    secret_key: str
+    publishable_key: str
+    currency: str
+
+
+class Api:
+    """The running API and what a test may look at behind it."""
+
+    def __init__(self, settings: Settings, owner_url: str, log_path: Path) -> None:
+        self.settings = settings
+        self.base_url = settings.base_url
+        self._owner_url = owner_url
+        self._log_path = log_path
+
+    def client(self, key: str | None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.base_url, headers=headers, timeout=10.0)
+
+    def log(self) -> list[dict[str, object]]:
+        lines = self._log_path.read_text().splitlines()
+        return [msgspec.json.decode(line) for line in lines if line.startswith("{")]
+
+    def log_text(self) -> str:
+        return self._log_path.read_text()
+
+    def row_counts(self) -> dict[str, int]:
+        """Return how many rows each table of the product has, as the owner sees them."""
+        names = [
+            row[0] for row in self.rows("select tablename from pg_tables where schemaname='vf'")
+        ]
+        counts = ", ".join(f"(select count(*) from vf.{name}) as {name}" for name in sorted(names))
+        return dict(self.rows(f"select {counts}")[0])
+
+    def rows(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        async def fetch() -> list[asyncpg.Record]:
+            connection = await asyncpg.connect(self._owner_url)
+            try:
+                return await connection.fetch(sql, *args)
+            finally:
+                await connection.close()
+
+        return asyncio.run(fetch())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def api(servers: Servers, template_url: str) -> Iterator[Api]:
+    assert servers.redis_url is not None
+    with temporary_data_dir() as path, fresh_database(servers, TEMPLATE) as url:
+        settings = msgspec.structs.replace(
+            settings_on(url, servers.redis_url, path), port=free_port()
+        )
+        log_path = path / "api.log"
+        environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("VAUCHFLOW_")},
+            "VAUCHFLOW_DATABASE_URL": url,
+            "VAUCHFLOW_REDIS_URL": servers.redis_url,
+            "VAUCHFLOW_SECRET": settings.secret,
+            "VAUCHFLOW_LOG_FORMAT": "json",
+            "VAUCHFLOW_LOG_LEVEL": "debug",
+        }
+        command = [sys.executable, "-m", "api", "--port", str(settings.port)]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "--data-dir", str(path)],
+                cwd=PROJECT_ROOT, env=environ, stdout=log, stderr=log,
+            )  # fmt: skip
+            try:
+                wait_until_ready(settings.base_url, process, log_path)
+                yield Api(settings, url, log_path)
+            finally:
+                process.terminate()
+                process.wait(20)
+
+
+def wait_until_ready(base_url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        try:
+            if httpx.get(f"{base_url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"the API did not get ready:\n{log_path.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def make_project(api: Api) -> Callable[..., Project]:
+    def make(currency: str = "EUR", time_zone: str = "UTC") -> Project:
+        return asyncio.run(_make_project(api.settings, currency, time_zone))
+
+    return make
+
+
+async def _make_project(settings: Settings, currency: str, time_zone: str) -> Project:
+    database = await Database.open(settings.database_dsn("worker"), size_max=1)
+    try:
+        async with database.transaction(None) as conn:
+            account_id = await tenants.create_account(conn, name="Test", plan="enterprise")
+            project_id = await tenants.create_project(
+                conn, account_id, name="Test", currency=currency, time_zone=time_zone
+            )
+            keys = [
+                await tenants.create_first_key(
+                    conn, project_id, kind, name="test", secret=settings.secret
+                )
+                for kind in ("SECRET", "PUBLISHABLE")
+            ]
+    finally:
+        await database.close()
+    return Project(str(project_id), keys[0], keys[1], currency)
+
+
+@pytest.fixture(scope="module")
+def project(make_project: Callable[..., Project]) -> Project:
+    return make_project()
+
+
+@pytest.fixture(scope="module")
+def client(api: Api, project: Project) -> Iterator[httpx.Client]:
+    with api.client(project.secret_key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser(api: Api, project: Project) -> Iterator[httpx.Client]:
+    with api.client(project.publishable_key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def stranger(api: Api, make_project: Callable[..., Project]) -> Iterator[httpx.Client]:
+    with api.client(make_project().secret_key) as client:
+        yield client
