@@ -72,9 +72,9 @@ class FlashSalePatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FlashSale(msgspec.Struct, frozen=True):
     """A sale as it is shown.
 
-    `claimed`: numbers given out. `settled`: those of them in the ledger. `lag`: the difference,
-    0 in strict. `remaining`: units that can still be claimed. `written_off`: units burned after a
-    loss of Redis's data. `status`: scheduled, open, paused, sold_out, closed, settled, fenced.
+    `claimed`: live wins. `settled`: those of them in the ledger. `lag`: the difference, 0 in
+    strict. `remaining`: units that can still be claimed. `written_off`: units burned after a loss
+    of Redis's data. `status`: scheduled, open, paused, sold_out, closed, settled, fenced.
     """
 
     id: str
@@ -131,9 +131,7 @@ class SaleRow(msgspec.Struct, frozen=True):
     armed_at: datetime | None
     run_id: str | None
     seq_base: int | None
-    lease_settled: int
     lease_accounted: int
-    settled_before: int
     now: datetime
 
     def phase(self) -> str:
@@ -280,21 +278,19 @@ async def read_row(conn: db.Connection, project_id: UUID, sale_id: UUID) -> Sale
 
 async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
     """Return the sale with what Redis has given out; what Redis does not tell is as settled."""
-    claimed, size_left = row.sold_count, 0
-    settled = row.sold_count
+    claimed, lag, remaining = row.sold_count, 0, row.stock - row.sold_count
     if row.durability == "fast":
-        settled = row.settled_before + row.lease_settled
         issued = row.lease_accounted
-        state = None
         if row.lease_id is not None:
             try:
                 state = await leases.read_state(redis, str(row.lease_id))
             except (redis_errors, OSError):
                 state = None
             issued = max(issued, state.issued if state else 0)
-            size_left = max(0, (row.lease_size or 0) - issued)
-        claimed = row.settled_before + max(issued, row.lease_settled)
-    remaining = row.stock - row.sold_count - row.leased_count + size_left
+        in_redis = max(0, (row.lease_size or 0) - issued) if row.lease_id else 0
+        claimed = row.leased_count - in_redis - row.burned_count
+        lag = issued - row.lease_accounted
+        remaining = row.stock - row.leased_count + in_redis
     status = row.phase()
     if status == "open" and remaining == 0:
         status = "sold_out"
@@ -312,8 +308,8 @@ async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
         durability=row.durability,
         stock=row.stock,
         claimed=claimed,
-        settled=settled,
-        lag=claimed - settled,
+        settled=claimed - lag,
+        lag=lag,
         remaining=remaining,
         written_off=row.burned_count,
         discount_type=row.discount_type,

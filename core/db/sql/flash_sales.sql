@@ -24,10 +24,7 @@ SELECT s.project_id, s.id, s.voucher_id, s.name, v.code, v.code_norm, s.durabili
        s.leased_count, s.burned_count, s.starts_at, s.ends_at, s.opened_at, s.closed_at, s.created_at,
        v.discount_type, v.discount_bp, v.discount_minor, v.min_order_minor, v.per_customer_limit, v.sale_only,
        l.id AS lease_id, l.state AS lease_state, l.size AS lease_size, l.armed_at, l.run_id, l.seq_base,
-       coalesce(p.inserted_count, 0) AS lease_settled, coalesce(p.accounted, 0) AS lease_accounted,
-       (SELECT coalesce(sum(q.inserted_count), 0)::bigint FROM vf.leases m
-          JOIN vf.lease_progress q ON q.project_id = m.project_id AND q.lease_id = m.id
-         WHERE m.project_id = s.project_id AND m.sale_id = s.id AND m.state = 'settled') AS settled_before,
+       coalesce(p.accounted, 0) AS lease_accounted,
        clock_timestamp() AS now
   FROM vf.flash_sales s
   JOIN vf.vouchers v ON v.project_id = s.project_id AND v.id = s.voucher_id
