@@ -254,8 +254,8 @@ class Up:
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         for signum in STOP_SIGNALS:
-            # nohup means what it says.
-            if signal.getsignal(signum) is not signal.SIG_IGN:
+            # nohup means what it says; a shell that put us behind `&` may still send SIGINT.
+            if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
                 signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
