@@ -82,6 +82,7 @@ class Status:
     items: int
     wakeups: int
     last_error: str | None = None  # of the connection, or the last one a script call met
+    marks_lost: bool = False  # the marks file was of an earlier boot: what it said is unknown
     slots: Mapping[int, SlotStatus] = field(default_factory=dict)
 
 

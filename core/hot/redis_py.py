@@ -137,7 +137,6 @@ class _Slot:
     mark: int | None  # index in the marks file
     keys: tuple[str, str, str, str]
     sealed: str | None = None
-    is_closed: bool = False
     waiting: deque[_Item] = field(default_factory=deque)
 
 
@@ -159,7 +158,8 @@ class RedisPyBackend:
         self._flight_timeout_s = flight_timeout_ms / 1000
         self._connect = connect or (lambda: RedisLink.connect(url, self._flight_timeout_s))
         self._marks = Marks(marks_path)
-        self._slots: list[_Slot] = []
+        self._slots: dict[int, _Slot] = {}
+        self._next_slot = 0
         self._active: deque[_Slot] = deque()  # slots with waiting items, next in turn first
         self._queued = self._in_flight = self._batches = self._items = 0
         self._link: Link | None = None
@@ -187,39 +187,51 @@ class RedisPyBackend:
         return self._open(_Slot(voucher_id, lineage, None, None, keys.of_crowd(voucher_id)))
 
     def _find(self, target: str, subject: str) -> int | None:
-        for index, slot in enumerate(self._slots):
-            if (slot.target, slot.subject, slot.is_closed) == (target, subject, False):
+        for index, slot in self._slots.items():
+            if (slot.target, slot.subject) == (target, subject):
                 return index
         return None
 
     def _open(self, slot: _Slot) -> int:
-        self._slots.append(slot)
+        index = self._next_slot
+        self._next_slot += 1
+        self._slots[index] = slot
         self._compare([slot])
-        return len(self._slots) - 1
+        return index
+
+    def _given(self, slot: int) -> _Slot | None:
+        """Find an open slot; None for a closed one. Raises: ValueError for one that never was."""
+        if not 0 <= slot < self._next_slot:
+            raise ValueError("no such slot")
+        return self._slots.get(slot)
 
     def reopen(self, slot: int, run_id: str) -> None:
-        opened = self._slots[slot]
-        if opened.is_closed or opened.run_id is None:
-            return
-        opened.run_id, opened.sealed = run_id, None
-        self._compare([opened])
+        opened = self._given(slot)
+        if opened is not None:
+            opened.sealed = None
+            if opened.run_id is not None:
+                opened.run_id = run_id
+                self._compare([opened])
 
     def seal(self, slot: int) -> int:
-        opened = self._slots[slot]
+        opened = self._given(slot)
+        if opened is None:
+            return 0
         self._seal(opened, "asked")
         return self._mark(opened)
 
     def close_slot(self, slot: int) -> None:
-        closed = self._slots[slot]
-        if closed.is_closed:
+        closed = self._given(slot)
+        if closed is None:
             return
         self._seal(closed, "asked")
-        closed.is_closed = True
+        del self._slots[slot]
         if closed.mark is not None:
             self._marks.free(closed.mark)
+            closed.mark = None
 
     def _mark(self, slot: _Slot) -> int:
-        return self._marks.get(slot.mark) if slot.mark is not None and not slot.is_closed else 0
+        return self._marks.get(slot.mark) if slot.mark is not None else 0
 
     def _seal(self, slot: _Slot, reason: str) -> None:
         slot.sealed = slot.sealed or reason
@@ -247,8 +259,14 @@ class RedisPyBackend:
         if len(fingerprint) != FINGERPRINT_CHARS:
             raise ValueError("a fingerprint is 32 hex characters")
         future: asyncio.Future[RawAnswer] = self._loop.create_future()
-        target = self._slots[slot]
-        if target.sealed or self._closing or self._dead or self._circuit_is_open():
+        target = self._given(slot)
+        if (
+            target is None
+            or target.sealed
+            or self._closing
+            or self._dead
+            or self._circuit_is_open()
+        ):
             _answer(future, Outcome.UNAVAILABLE)
         elif self._queued >= self._queue_max:
             _answer(future, Outcome.OVERLOADED)
@@ -341,7 +359,7 @@ class RedisPyBackend:
                 continue
             self._link = link
             self._shas = {}
-            self._compare(self._slots)
+            self._compare(self._slots.values())
             return
 
     async def _closed_soon(self) -> None:
@@ -448,8 +466,8 @@ class RedisPyBackend:
         seq, first_ms, remaining, payload = told[1:].split(b"|", 3)
         # A replay repeats a win that may have been answered by nobody yet: it is answered now, so
         # it counts for the mark, and a sealed slot whose mark was already told may not add to it.
-        if slot.mark is not None and int(seq) > self._mark(slot):
-            if slot.sealed:
+        if slot.run_id is not None and int(seq) > self._mark(slot):
+            if slot.sealed or slot.mark is None:
                 return unknown
             self._marks.raise_to(slot.mark, int(seq))
         return (int(Outcome.REPLAYED), int(seq), int(first_ms), int(remaining), payload)
@@ -464,12 +482,12 @@ class RedisPyBackend:
             batches=self._batches,
             items=self._items,
             wakeups=self._batches,
+            marks_lost=self._marks.were_lost,
             slots={
                 index: SlotStatus(
                     slot.target, slot.sealed is not None, slot.sealed, self._mark(slot)
                 )
-                for index, slot in enumerate(self._slots)
-                if not slot.is_closed
+                for index, slot in self._slots.items()
             },
         )
 

@@ -62,6 +62,7 @@ class RustBackend:
             items=told["items"],
             wakeups=told["wakeups"],
             last_error=told["last_error"],
+            marks_lost=told["marks_lost"],
             slots={
                 index: SlotStatus(target, reason is not None, reason, mark)
                 for index, (target, reason, mark) in told["slots"].items()

@@ -4,7 +4,7 @@
 //! Handing out a win is one step under it (sealed? above the mark? raise the mark, push the
 //! answer), so that once `seal` has returned a mark, no win above it can still come out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,6 @@ pub struct Slot {
     run_id: String,
     mark: Option<usize>,
     sealed: Option<Sealed>,
-    is_closed: bool,
     waiting: VecDeque<Item>,
 }
 
@@ -68,11 +67,14 @@ pub struct Status {
     pub items: u64,
     pub wakeups: u64,
     pub last_error: Option<String>,
+    pub marks_were_lost: bool,
     pub slots: Vec<SlotStatus>,
 }
 
 struct State {
-    slots: Vec<Slot>,
+    /// The open ones. A number is never given twice, so a late claim meets no other lease.
+    slots: BTreeMap<usize, Slot>,
+    next_slot: usize,
     /// Slots with waiting items, the next in turn first.
     active: VecDeque<usize>,
     queued: usize,
@@ -103,7 +105,8 @@ pub struct Core {
 impl Core {
     pub fn new(limits: Limits, marks: Marks) -> std::io::Result<Self> {
         let state = State {
-            slots: Vec::new(),
+            slots: BTreeMap::new(),
+            next_slot: 0,
             active: VecDeque::new(),
             queued: 0,
             in_flight: 0,
@@ -161,60 +164,60 @@ impl Core {
         })
     }
 
+    /// Nothing for a slot that never was; one that is closed stays closed.
     pub fn reopen(&self, slot: usize, run_id: &str) -> Option<()> {
         self.change(|state| {
-            let opened = state.slots.get_mut(slot)?;
-            if !opened.is_closed && opened.kind == Kind::Lease {
+            if let Some(opened) = state.slots.get_mut(&slot) {
                 run_id.clone_into(&mut opened.run_id);
                 opened.sealed = None;
                 state.compare(slot);
             }
-            Some(())
+            state.was_given(slot)
         })
     }
 
     pub fn seal(&self, slot: usize) -> Option<u64> {
         self.change(|state| {
-            state.slots.get(slot)?;
             state.seal(slot, Sealed::Asked);
-            Some(state.mark(slot))
+            state.was_given(slot).map(|()| state.mark(slot))
         })
     }
 
     pub fn close_slot(&self, slot: usize) -> Option<()> {
         self.change(|state| {
-            if state.slots.get(slot)?.is_closed {
-                return Some(());
-            }
             state.seal(slot, Sealed::Asked);
-            let closed = &mut state.slots[slot];
-            closed.is_closed = true;
-            if let Some(mark) = closed.mark.take() {
+            if let Some(mark) = state.slots.remove(&slot).and_then(|closed| closed.mark) {
                 state.marks.free(mark);
             }
-            Some(())
+            state.was_given(slot)
         })
     }
 
-    /// Which script an open slot's items are encoded for.
+    /// Which script an open slot's items are encoded for; nothing for one that never was.
     pub fn kind(&self, slot: usize) -> Option<Kind> {
-        self.lock().slots.get(slot).map(|slot| slot.kind)
+        let state = self.lock();
+        let kind = state.slots.get(&slot).map(|slot| slot.kind);
+        // What is encoded for a closed slot is never sent.
+        kind.or_else(|| state.was_given(slot).map(|()| Kind::Lease))
     }
 
     /// Queue an item, or say at once why not.
     pub fn submit(&self, slot: usize, item: Item) -> Result<(), Outcome> {
         let mut state = self.lock();
-        let is_sealed = state.slots.get(slot).is_none_or(|slot| slot.sealed.is_some());
-        if is_sealed || state.is_closing || state.is_dead || state.circuit_is_open() {
+        if state.is_closing || state.is_dead || state.circuit_is_open() {
             return Err(Outcome::Unavailable);
         }
-        if state.queued >= self.limits.queue_max {
+        let is_full = state.queued >= self.limits.queue_max;
+        let Some(target) = state.slots.get_mut(&slot).filter(|slot| slot.sealed.is_none()) else {
+            return Err(Outcome::Unavailable);
+        };
+        if is_full {
             return Err(Outcome::Overloaded);
         }
-        if state.slots[slot].waiting.is_empty() {
+        target.waiting.push_back(item);
+        if target.waiting.len() == 1 {
             state.active.push_back(slot);
         }
-        state.slots[slot].waiting.push_back(item);
         state.queued += 1;
         if state.is_parked {
             state.is_parked = false;
@@ -240,12 +243,11 @@ impl Core {
 
     pub fn status(&self) -> Status {
         let state = self.lock();
-        let open = state.slots.iter().enumerate().filter(|(_, slot)| !slot.is_closed);
-        let slots = open.map(|(index, slot)| SlotStatus {
-            slot: index,
+        let slots = state.slots.iter().map(|(index, slot)| SlotStatus {
+            slot: *index,
             target: slot.target.clone(),
             sealed: slot.sealed,
-            mark: state.mark(index),
+            mark: state.mark(*index),
         });
         Status {
             slots: slots.collect(),
@@ -257,6 +259,7 @@ impl Core {
             items: state.items,
             wakeups: state.wakeups,
             last_error: state.last_error.clone(),
+            marks_were_lost: state.marks.were_lost(),
         }
     }
 
@@ -271,7 +274,7 @@ impl Core {
         self.change(|state| {
             state.run_id = Some(run_id.to_owned());
             state.last_error = None;
-            for slot in 0..state.slots.len() {
+            for slot in state.slots.keys().copied().collect::<Vec<_>>() {
                 state.compare(slot);
             }
         });
@@ -305,7 +308,7 @@ impl Core {
             let mut room = FLIGHT_ITEMS_MAX;
             for _ in 0..state.active.len() {
                 let Some(index) = state.active.pop_front() else { break };
-                let slot = &mut state.slots[index];
+                let Some(slot) = state.slots.get_mut(&index) else { continue };
                 let count = slot.waiting.len().min(self.limits.batch_max).min(room);
                 let items = slot.waiting.drain(..count).collect();
                 flight.push(Batch { slot: index, kind: slot.kind, head: slot.head.clone(), items });
@@ -361,8 +364,12 @@ impl Core {
 
 impl State {
     fn find(&self, target: &str, subject: &str) -> Option<usize> {
-        let is_it = |s: &Slot| !s.is_closed && s.target == target && s.subject == subject;
-        self.slots.iter().position(is_it)
+        let is_it = |slot: &Slot| slot.target == target && slot.subject == subject;
+        self.slots.iter().find(|(_, slot)| is_it(slot)).map(|(index, _)| *index)
+    }
+
+    fn was_given(&self, slot: usize) -> Option<()> {
+        (slot < self.next_slot).then_some(())
     }
 
     fn open(
@@ -373,7 +380,7 @@ impl State {
         run_id: &str,
         mark: Option<usize>,
     ) -> usize {
-        self.slots.push(Slot {
+        let opened = Slot {
             target: target.to_owned(),
             subject: subject.to_owned(),
             kind,
@@ -381,18 +388,18 @@ impl State {
             run_id: run_id.to_owned(),
             mark,
             sealed: None,
-            is_closed: false,
             waiting: VecDeque::new(),
-        });
-        let slot = self.slots.len() - 1;
+        };
+        let slot = self.next_slot;
+        self.next_slot += 1;
+        self.slots.insert(slot, opened);
         self.compare(slot);
         slot
     }
 
     /// Seal a lease's slot if the connected server is not the one it was armed on.
     fn compare(&mut self, slot: usize) {
-        let Some(run_id) = &self.run_id else { return };
-        let compared = &self.slots[slot];
+        let (Some(run_id), Some(compared)) = (&self.run_id, self.slots.get(&slot)) else { return };
         if compared.kind == Kind::Lease && compared.run_id != *run_id {
             self.seal(slot, Sealed::RunId);
         }
@@ -400,12 +407,15 @@ impl State {
 
     /// The first reason stays: a slot sealed as asked is not opened by a later finding.
     fn seal(&mut self, slot: usize, reason: Sealed) {
-        self.slots[slot].sealed.get_or_insert(reason);
-        self.refuse(slot, Outcome::Unavailable);
+        if let Some(sealed) = self.slots.get_mut(&slot) {
+            sealed.sealed.get_or_insert(reason);
+            self.refuse(slot, Outcome::Unavailable);
+        }
     }
 
     fn mark(&self, slot: usize) -> u64 {
-        self.slots[slot].mark.map_or(0, |mark| self.marks.get(mark))
+        let mark = self.slots.get(&slot).and_then(|slot| slot.mark);
+        mark.map_or(0, |mark| self.marks.get(mark))
     }
 
     fn circuit_is_open(&self) -> bool {
@@ -413,7 +423,8 @@ impl State {
     }
 
     fn refuse(&mut self, slot: usize, outcome: Outcome) {
-        let waiting = std::mem::take(&mut self.slots[slot].waiting);
+        let Some(refused) = self.slots.get_mut(&slot) else { return };
+        let waiting = std::mem::take(&mut refused.waiting);
         if waiting.is_empty() {
             return;
         }
@@ -439,7 +450,8 @@ impl State {
         let (slots, done) = (&mut self.slots, &mut self.done);
         let mut expired = 0;
         self.active.retain(|index| {
-            slots[*index].waiting.retain(|item| {
+            let Some(slot) = slots.get_mut(index) else { return false };
+            slot.waiting.retain(|item| {
                 let is_late = item.deadline <= now;
                 if is_late {
                     expired += 1;
@@ -447,7 +459,7 @@ impl State {
                 }
                 !is_late
             });
-            !slots[*index].waiting.is_empty()
+            !slot.waiting.is_empty()
         });
         self.queued -= expired;
     }
@@ -469,13 +481,14 @@ impl State {
             return false;
         };
         for (item, told) in batch.items.iter().zip(reply.items) {
-            let answer = self.judge(batch.slot, told, reply.at_ms, reply.size);
+            let answer = self.judge(batch, told, reply.at_ms, reply.size);
             self.done.push((item.ticket, answer));
         }
         true
     }
 
-    fn judge(&mut self, slot: usize, told: Told, at_ms: i64, size: i64) -> Answer {
+    fn judge(&mut self, batch: &Batch, told: Told, at_ms: i64, size: i64) -> Answer {
+        let (slot, kind) = (batch.slot, batch.kind);
         let bare = |outcome| Answer { at_ms, ..Answer::bare(outcome) };
         match told {
             Told::Refused(Outcome::Fenced) => {
@@ -487,8 +500,7 @@ impl State {
                 Answer { detail: Some(reference), ..bare(Outcome::CustomerLimit) }
             }
             Told::Won { seq } => {
-                let open = &self.slots[slot];
-                let (Some(mark), None) = (open.mark, open.sealed) else {
+                let Some(mark) = self.open_mark(slot) else {
                     return Answer::bare(Outcome::Unknown);
                 };
                 if seq <= self.marks.get(mark) {
@@ -501,9 +513,8 @@ impl State {
             // A replay repeats a win that nobody may have been told of yet. It is told now, so it
             // counts for the mark; and a sealed slot, whose mark was reported, can't add to it.
             Told::Replayed { seq, at_ms, remaining, payload } => {
-                let open = &self.slots[slot];
-                if open.kind == Kind::Lease && seq > self.mark(slot) {
-                    let (Some(mark), None) = (open.mark, open.sealed) else {
+                if kind == Kind::Lease && seq > self.mark(slot) {
+                    let Some(mark) = self.open_mark(slot) else {
                         return Answer::bare(Outcome::Unknown);
                     };
                     self.marks.raise_to(mark, seq);
@@ -512,5 +523,10 @@ impl State {
                 Answer { outcome: Outcome::Replayed, seq, at_ms, remaining, detail }
             }
         }
+    }
+
+    /// The mark of a slot that may still hand out wins.
+    fn open_mark(&self, slot: usize) -> Option<usize> {
+        self.slots.get(&slot).filter(|slot| slot.sealed.is_none())?.mark
     }
 }

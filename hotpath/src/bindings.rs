@@ -182,7 +182,10 @@ impl Batcher {
             let Some(future) = future else { continue };
             let future = future.bind(py);
             if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                resolve(future, &answer)?;
+                // One future that can't be resolved (its loop is closed) must not starve the rest.
+                if let Err(error) = resolve(future, &answer) {
+                    error.write_unraisable(py, Some(future));
+                }
             }
         }
         Ok(())
@@ -200,6 +203,7 @@ impl Batcher {
         told.set_item("items", status.items)?;
         told.set_item("wakeups", status.wakeups)?;
         told.set_item("last_error", status.last_error)?;
+        told.set_item("marks_lost", status.marks_were_lost)?;
         let slots = PyDict::new(py);
         for slot in status.slots {
             let sealed = slot.sealed.map(crate::outcome::Sealed::as_str);
@@ -260,6 +264,11 @@ impl Marks {
     #[pyo3(signature = (path=None))]
     fn new(path: Option<PathBuf>) -> PyResult<Self> {
         Ok(Self(marks::Marks::open(path.as_deref())?))
+    }
+
+    #[getter]
+    fn were_lost(&self) -> bool {
+        self.0.were_lost()
     }
 
     fn take(&self, lease_id: &str) -> PyResult<usize> {

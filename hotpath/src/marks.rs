@@ -51,7 +51,10 @@ unsafe impl Send for Place {}
 // SAFETY: as above.
 unsafe impl Sync for Place {}
 
-pub struct Marks(Place);
+pub struct Marks {
+    place: Place,
+    were_lost: bool,
+}
 
 impl Marks {
     /// Open or make the file; without a path, marks live as long as this value.
@@ -61,7 +64,7 @@ impl Marks {
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
         let Some(path) = path else {
             let records = (0..=RECORDS).map(|_| Record::default()).collect();
-            return Ok(Self(Place::Heap(records)));
+            return Ok(Self { place: Place::Heap(records), were_lost: false });
         };
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
@@ -85,20 +88,27 @@ impl Marks {
             return Err(io::Error::last_os_error());
         }
         let first = NonNull::new(map.cast::<Record>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let marks = Self(Place::Map { first, _lock: file });
+        let mut marks = Self { place: Place::Map { first, _lock: file }, were_lost: false };
         let header = &marks.all()[0];
         let boot = words(boot_id());
-        if header.lease() != boot || header.mark.load(Ordering::Acquire) != FORMAT {
+        let found = (header.lease(), header.mark.load(Ordering::Acquire));
+        if found != (boot, FORMAT) {
             for record in marks.all() {
                 record.set([0, 0], 0);
             }
             header.set(boot, FORMAT);
+            marks.were_lost = found != ([0, 0], 0);
         }
         Ok(marks)
     }
 
+    /// Whether the file was of an earlier start of the machine, so that what it said is unknown.
+    pub fn were_lost(&self) -> bool {
+        self.were_lost
+    }
+
     fn all(&self) -> &[Record] {
-        match &self.0 {
+        match &self.place {
             Place::Heap(records) => records,
             // SAFETY: the map holds exactly this many records, page-aligned, until drop.
             Place::Map { first, .. } => unsafe {
@@ -139,7 +149,7 @@ impl Marks {
 
 impl Drop for Marks {
     fn drop(&mut self) {
-        if let Place::Map { first, .. } = &self.0 {
+        if let Place::Map { first, .. } = &self.place {
             // SAFETY: mapped in `open` with this length, and nothing borrows it any more.
             unsafe { libc::munmap(first.as_ptr().cast(), FILE_BYTES) };
         }
@@ -267,6 +277,11 @@ mod tests {
         bytes[0] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(read(&path).unwrap(), None);
+        let marks = Marks::open(Some(&path)).unwrap();
+        assert!(marks.were_lost());
+        assert_eq!(marks.get(marks.take(lease).unwrap()), 0);
+        drop(marks);
+        assert!(!Marks::open(Some(&path)).unwrap().were_lost());
         assert_eq!(read(&temporary("missing")).unwrap(), None);
         std::fs::remove_file(path).unwrap();
     }

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vauchflow_hotpath import Marks, read_marks
@@ -125,7 +126,7 @@ async def test_checks_come_in_the_protocols_order(world: World) -> None:
     run_id = await world.run_id()
     held = [("c1", 1, "rdm_1")]
     now_ms = time.time_ns() // 1_000_000
-    cases = [
+    cases: list[tuple[dict[str, Any], Outcome]] = [
         ({"start_ms": now_ms + 60_000, "state": "paused"}, Outcome.NOT_STARTED),
         ({"state": "arming"}, Outcome.NOT_STARTED),
         ({"state": "paused", "size": 0}, Outcome.PAUSED),
@@ -136,7 +137,7 @@ async def test_checks_come_in_the_protocols_order(world: World) -> None:
         ({"customer_limit": 2}, Outcome.WON),
     ]
     for facts, expected in cases:
-        armed = {"size": 5, "customer_limit": 1, **facts}
+        armed: dict[str, Any] = {"size": 5, "customer_limit": 1, **facts}
         lease = await world.arm(customers=held, **armed)
         slot = backend.open_lease(lease, run_id)
         assert await outcome(claim(backend, slot, "k", "c1")) is expected, facts

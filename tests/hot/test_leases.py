@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -106,7 +107,7 @@ async def test_states_only_move_forward(client: Redis) -> None:
     await leases.arm(client, LeaseFacts(lease_id=lease_id, size=5, state="arming"))
     reached = []
     for wanted in ("open", "paused", "open", "arming", "closed", "open", "fenced", "closed"):
-        state = await leases.set_state(client, lease_id, wanted)  # type: ignore[arg-type]
+        state = await leases.set_state(client, lease_id, wanted)
         assert state is not None
         reached.append(state.state)
     assert reached == ["open", "paused", "open", "open", "closed", "closed", "fenced", "fenced"]
@@ -184,7 +185,7 @@ async def test_an_unreadable_entry_is_reported_and_stops_nobody(client: Redis) -
     lease_id = new_id()
     stream = keys.of_lease(lease_id)[3]
     packed = msgspec.msgpack.encode([["k", FINGERPRINT, "", "{}"]])
-    good = {"f": 4, "t": 9, "r": 1, "d": packed}
+    good: dict[Any, Any] = {"f": 4, "t": 9, "r": 1, "d": packed}
     await client.xadd(stream, {**good, "d": b"\xc1"})
     await client.xadd(stream, {"f": "x"})
     await client.xadd(stream, good)

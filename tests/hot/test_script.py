@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import redis
@@ -47,7 +48,7 @@ def store(client: redis.Redis, lease: MemoryLease) -> tuple[str, str, str, str]:
         },
     )  # fmt: skip
     if lease.records:
-        client.hset(names[1], mapping=lease.records)
+        client.hset(names[1], mapping=cast("dict[Any, Any]", lease.records))
     for customer, (count, reference) in lease.customers.items():
         client.hset(names[2], customer, f"{count}|{reference}")
     return names
@@ -88,9 +89,10 @@ def test_a_folded_batch_answers_as_its_items_would_one_by_one(
         assert size == lease.size
     stored = plain_client.hgetall(names[0])
     assert int(stored[b"issued"]) == lease.issued
-    records = {key.decode(): value for key, value in plain_client.hgetall(names[1]).items()}
+    found: dict[Any, Any] = plain_client.hgetall(names[1])
+    records = {key.decode(): value for key, value in found.items()}
     assert records == lease.records
-    customers = plain_client.hgetall(names[2])
+    customers: dict[Any, Any] = plain_client.hgetall(names[2])
     assert {name.decode(): value.decode() for name, value in customers.items()} == {
         name: f"{count}|{reference}" for name, (count, reference) in lease.customers.items()
     }

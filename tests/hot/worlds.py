@@ -101,7 +101,15 @@ class World(Protocol):
         """Return (seq, key, customer) of every win in the outbox."""
         ...
 
-    async def put_crowd(self, voucher_id: str, lineage: str, **facts: Any) -> None: ...
+    async def put_crowd(
+        self,
+        voucher_id: str,
+        lineage: str,
+        *,
+        records: Iterable[Record] = (),
+        customers: Iterable[Customer] = (),
+        customer_limit: int = 0,
+    ) -> None: ...
     async def stale_crowd(self, voucher_id: str) -> None: ...
     def freeze(self) -> None: ...
     def thaw(self) -> None: ...
@@ -167,8 +175,18 @@ class RedisWorld:
             (win.seq, win.key or "", win.customer or "") for entry in entries for win in entry.wins
         ]
 
-    async def put_crowd(self, voucher_id: str, lineage: str, **facts: Any) -> None:
-        assert await crowds.put(self._redis, voucher_id, lineage, 1, **facts)
+    async def put_crowd(
+        self,
+        voucher_id: str,
+        lineage: str,
+        *,
+        records: Iterable[Record] = (),
+        customers: Iterable[Customer] = (),
+        customer_limit: int = 0,
+    ) -> None:
+        assert await crowds.put(
+            self._redis, voucher_id, lineage, 1, records, customers, customer_limit=customer_limit
+        )
 
     async def stale_crowd(self, voucher_id: str) -> None:
         await self._redis.delete(f"vf:{{{voucher_id}}}:ft")
@@ -249,6 +267,7 @@ class MemoryWorld:
         self,
         voucher_id: str,
         lineage: str,
+        *,
         records: Iterable[Record] = (),
         customers: Iterable[Customer] = (),
         customer_limit: int = 0,

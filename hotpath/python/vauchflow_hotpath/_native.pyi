@@ -2,6 +2,17 @@ import asyncio
 from os import PathLike
 from typing import Final, TypedDict, final
 
+__all__ = [
+    "BUILD_PROFILE",
+    "CLAIM_LUA",
+    "CROWD_LUA",
+    "FACTS_LUA",
+    "LEASE_LUA",
+    "Batcher",
+    "Marks",
+    "read_marks",
+]
+
 BUILD_PROFILE: Final[str]
 CLAIM_LUA: Final[str]
 CROWD_LUA: Final[str]
@@ -18,6 +29,7 @@ class _Status(TypedDict):
     items: int
     wakeups: int
     last_error: str | None
+    marks_lost: bool
     slots: dict[int, tuple[str, str | None, int]]
 
 @final
@@ -58,6 +70,8 @@ class Batcher:
 @final
 class Marks:
     def __new__(cls, path: str | PathLike[str] | None = None) -> Marks: ...
+    @property
+    def were_lost(self) -> bool: ...
     def take(self, lease_id: str) -> int: ...
     def get(self, record: int) -> int: ...
     def raise_to(self, record: int, seq: int) -> None: ...
