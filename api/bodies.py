@@ -7,6 +7,7 @@ what looks unusual is read a second time, exactly.
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -174,11 +175,28 @@ def decode(raw: bytes, type_: type[T]) -> T:
 
 
 def canonical(raw: bytes) -> bytes:
-    """Return one text for all bodies of the same meaning: names sorted, no spaces.
+    """Return one text for all bodies of the same meaning: names sorted, no spaces, 5.0 as 5.
 
-    Call it only with what `decode` accepted.
+    Call it only with what `decode` accepted. Raises: Invalid for a number of thousands of digits,
+    which no member takes.
     """
-    return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
+    try:
+        return msgspec.json.encode(_GENERIC.decode(raw), order="sorted")
+    except msgspec.DecodeError:
+        raise Invalid("A number in the body is out of range.") from None
+
+
+def _one_number(text: str) -> int | str:
+    value = float(text)
+    if abs(value) < _EXACT_MAX and value.is_integer():
+        return int(value)
+    # No string of a body begins with NUL, so this is no string's text.
+    return f"\0{text if math.isinf(value) else value!r}"
+
+
+# From here on a double does not hold every whole number.
+_EXACT_MAX: Final = 2**53
+_GENERIC: Final = msgspec.json.Decoder(float_hook=_one_number)
 
 
 def _reason(error: Exception) -> str:
@@ -199,7 +217,11 @@ def _check_depth(raw: bytes) -> None:
 def _check_exactly(raw: bytes) -> None:
     """Find doubled names and forbidden characters wherever they are. Raises: Invalid."""
     try:
-        document = json.loads(raw, object_pairs_hook=_Pairs, parse_constant=_not_finite)
+        # Numbers are not looked at here, and Python refuses integers of 5,000 digits.
+        document = json.loads(
+            raw, object_pairs_hook=_Pairs, parse_constant=_not_finite,
+            parse_int=_any_number, parse_float=_any_number,
+        )  # fmt: skip
     except (ValueError, RecursionError):
         # Not JSON at all: the typed decoder has said so, or is about to.
         return
@@ -212,6 +234,10 @@ class _Pairs(list[tuple[str, Any]]):
 
 class _NotFinite:
     """NaN or an infinity, which JSON does not have."""
+
+
+def _any_number(_text: str) -> int:
+    return 0
 
 
 def _not_finite(_name: str) -> _NotFinite:
