@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = str(ROOT / "vauchflow")
@@ -42,6 +42,7 @@ class Product:
         self.data_dir = data_dir
         self.process: subprocess.Popen[str] | None = None
         self.log: list[str] = []
+        self.readers: list[threading.Thread] = []
 
     def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, key: str = ""
@@ -122,6 +123,8 @@ class Product:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for reader in self.readers:
+            reader.join(STOP_TIMEOUT_S)
 
 
 def start(data_dir: Path, *options: str) -> Product:
@@ -137,7 +140,7 @@ def start(data_dir: Path, *options: str) -> Product:
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         # Ctrl-C is for the one who measures; this one is stopped in order afterwards.
         start_new_session=True,
@@ -146,15 +149,20 @@ def start(data_dir: Path, *options: str) -> Product:
     product.process = process
     is_ready = threading.Event()
 
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            product.log.append(line.rstrip("\n"))
-            if line.startswith("ready "):
-                is_ready.set()
+    def read(pipe: IO[str]) -> None:
+        with pipe:
+            for line in pipe:
+                product.log.append(line.rstrip("\n"))
+                if line.startswith("ready "):
+                    is_ready.set()
         is_ready.set()
 
-    threading.Thread(target=read, daemon=True).start()
+    # Two pipes: a log line and the ready line must not end up as one.
+    assert process.stdout is not None and process.stderr is not None
+    for pipe in (process.stdout, process.stderr):
+        reader = threading.Thread(target=read, args=(pipe,), daemon=True)
+        reader.start()
+        product.readers.append(reader)
     if not is_ready.wait(START_TIMEOUT_S) or process.poll() is not None:
         product.stop()
         raise ProductFault("./vauchflow up did not start:\n" + "\n".join(product.log[-20:]))
