@@ -7,7 +7,7 @@ in Python, also for TLS) and an in-memory one beside the tests. Nothing here kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, NamedTuple, Protocol
@@ -117,6 +117,14 @@ class ClaimBackend(Protocol):
 
     def close_slot(self, slot: int) -> None:
         """Forget a settled lease: seals, and frees its place in the marks file."""
+        ...
+
+    def keep_marks(self, lease_ids: Sequence[str]) -> None:
+        """Free the marks of leases that are neither open here nor named.
+
+        Call it at the start with the leases PostgreSQL holds unsettled: what a predecessor left of
+        others would fill the file (1,024 leases) in the end, and then no lease can be opened.
+        """
         ...
 
     def claim(

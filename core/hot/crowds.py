@@ -7,6 +7,7 @@ count only while fresh (one second, renewed by a probe of PostgreSQL) and only a
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterable, Iterable
 
 from redis.asyncio import Redis
@@ -37,10 +38,13 @@ async def put(
 ) -> bool:
     """Store the facts of a sold-out voucher and make them fresh; complete before they count.
 
+    Fresh is counted from this call, so call it right after reading the version; facts that took
+    longer to load count once `renew` says so.
     False when facts or a tombstone of this version or a newer one are stored, or another writer
     took over. Cost: one round trip for each 500 records or customers.
     """
     writer = secrets.token_hex(8)
+    began = time.monotonic()
     if not await _act(
         redis, voucher_id, "put", version, LOADING_TTL_MS, writer, lineage, customer_limit
     ):
@@ -53,7 +57,8 @@ async def put(
         flat = customer_pairs(held)
         if not await _load(redis, voucher_id, version, writer, "customers", flat):
             return False
-    return await _act(redis, voucher_id, "ready", version, FACTS_TTL_MS, writer, FRESH_MS)
+    fresh_ms = max(0, FRESH_MS - int((time.monotonic() - began) * 1000))
+    return await _act(redis, voucher_id, "ready", version, FACTS_TTL_MS, writer, fresh_ms)
 
 
 async def _load(

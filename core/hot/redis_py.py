@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Protocol
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
@@ -50,6 +52,7 @@ _REFUSED_WHOLE = (OutOfMemoryError, ReadOnlyError, BusyLoadingError, MasterDownE
 _REFUSED_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN")
 
 Call = list[str | bytes | int]
+_log = logging.getLogger(__name__)
 
 
 class Link(Protocol):
@@ -150,7 +153,7 @@ class RedisPyBackend:
         batch_max: int = BATCH_MAX,
         queue_max: int = QUEUE_MAX,
         flight_timeout_ms: int = FLIGHT_TIMEOUT_MS,
-        marks_path: str | None = None,
+        marks_path: str | PathLike[str] | None = None,
         connect: Callable[[], Awaitable[Link]] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -229,6 +232,10 @@ class RedisPyBackend:
         if closed.mark is not None:
             self._marks.free(closed.mark)
             closed.mark = None
+
+    def keep_marks(self, lease_ids: Sequence[str]) -> None:
+        here = [slot.target for slot in self._slots.values() if slot.run_id is not None]
+        self._marks.keep([*here, *lease_ids])
 
     def _mark(self, slot: _Slot) -> int:
         return self._marks.get(slot.mark) if slot.mark is not None else 0
@@ -341,7 +348,7 @@ class RedisPyBackend:
             for _, items in flight:
                 for item in items:
                     _answer(item.future, Outcome.UNKNOWN)
-            raise
+            _log.exception("the claim backend has died")
         finally:
             self._refuse_all(Outcome.UNAVAILABLE)
             if self._link is not None:

@@ -46,6 +46,7 @@ class RustBackend:
         self.reopen = self._batcher.reopen
         self.seal = self._batcher.seal
         self.close_slot = self._batcher.close_slot
+        self.keep_marks = self._batcher.keep_marks
         self._fileno = self._batcher.fileno()
         self._is_closed = False
         self._loop.add_reader(self._fileno, self._batcher.drain)

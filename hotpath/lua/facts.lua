@@ -27,12 +27,13 @@ if act == 'load' then
   return 1
 end
 
--- ready <ttl_ms> <writer> <fresh_ms>: everything is loaded; facts and hashes end together.
+-- ready <ttl_ms> <writer> <fresh_ms>: everything is loaded; facts and hashes end together. Where
+-- loading took longer than facts stay fresh (fresh_ms 0), they count only once renewed.
 if act == 'ready' then
   if stored ~= version or here[2] ~= 'loading' or here[3] ~= ARGV[4] then return 0 end
   redis.call('HSET', KEYS[1], 'state', 'sold_out')
   for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
-  redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[5])
+  if tonumber(ARGV[5]) > 0 then redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[5]) end
   return 1
 end
 

@@ -4,11 +4,11 @@
 //! Handing out a win is one step under it (sealed? above the mark? raise the mark, push the
 //! answer), so that once `seal` has returned a mark, no win above it can still come out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::marks::Marks;
+use crate::marks::{Marks, parse_uuid};
 use crate::outcome::{Answer, Outcome, Sealed};
 use crate::resp::Value;
 use crate::script::{self, Kind, Told};
@@ -191,6 +191,15 @@ impl Core {
             }
             state.was_given(slot)
         })
+    }
+
+    /// Free the marks of leases that are neither open here nor named.
+    pub fn keep_marks(&self, leases: &HashSet<[u8; 16]>) {
+        self.change(|state| {
+            let open: HashSet<_> =
+                state.slots.values().filter_map(|slot| parse_uuid(&slot.target)).collect();
+            state.marks.retain(|lease| open.contains(&lease) || leases.contains(&lease));
+        });
     }
 
     /// Which script an open slot's items are encoded for; nothing for one that never was.

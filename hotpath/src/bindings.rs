@@ -5,6 +5,7 @@
 // Converted arguments arrive by value; a borrowed path would need a lifetime pyo3 does not give.
 #![allow(clippy::needless_pass_by_value)]
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -143,6 +144,12 @@ impl Batcher {
         self.core.close_slot(slot).ok_or_else(no_slot)
     }
 
+    fn keep_marks(&self, lease_ids: Vec<String>) -> PyResult<()> {
+        let leases = lease_ids.iter().map(|lease_id| lease_uuid(lease_id)).collect::<PyResult<_>>();
+        self.core.keep_marks(&leases?);
+        Ok(())
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn claim<'py>(
         &self,
@@ -274,6 +281,14 @@ impl Marks {
     fn take(&self, lease_id: &str) -> PyResult<usize> {
         let record = self.0.take(lease_uuid(lease_id)?);
         record.ok_or_else(|| PyRuntimeError::new_err("the marks file has no room for a lease"))
+    }
+
+    /// Free every record of a lease that is not named.
+    fn keep(&self, lease_ids: Vec<String>) -> PyResult<()> {
+        let leases = lease_ids.iter().map(|lease_id| lease_uuid(lease_id));
+        let leases = leases.collect::<PyResult<HashSet<_>>>()?;
+        self.0.retain(|lease| leases.contains(&lease));
+        Ok(())
     }
 
     fn get(&self, record: usize) -> PyResult<u64> {

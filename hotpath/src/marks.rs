@@ -129,6 +129,16 @@ impl Marks {
         })
     }
 
+    /// Free every record of a lease that `keep` does not want.
+    pub fn retain(&self, keep: impl Fn([u8; 16]) -> bool) {
+        for record in 1..=RECORDS {
+            let lease = self.all()[record].lease();
+            if lease != [0, 0] && !keep(bytes_of(lease)) {
+                self.free(record);
+            }
+        }
+    }
+
     pub fn get(&self, record: usize) -> u64 {
         self.all()[record].mark.load(Ordering::Acquire)
     }
@@ -225,6 +235,13 @@ pub fn uuid_text(uuid: [u8; 16]) -> String {
 fn words(uuid: [u8; 16]) -> [u64; 2] {
     let (first, second) = uuid.split_at(8);
     [first, second].map(|half| u64::from_ne_bytes(half.try_into().unwrap_or_default()))
+}
+
+fn bytes_of(words: [u64; 2]) -> [u8; 16] {
+    let mut uuid = [0_u8; 16];
+    uuid[..8].copy_from_slice(&words[0].to_ne_bytes());
+    uuid[8..].copy_from_slice(&words[1].to_ne_bytes());
+    uuid
 }
 
 #[cfg(test)]

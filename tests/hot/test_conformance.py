@@ -408,6 +408,25 @@ async def test_a_number_not_above_the_mark_is_never_answered(world: World, tmp_p
     assert await world.issued(lease) == 1
 
 
+async def test_marks_of_leases_nobody_needs_make_room(world: World, tmp_path: Path) -> None:
+    path = str(tmp_path / "marks")
+    marks = Marks(path)
+    left = [str(uuid.uuid4()) for _ in range(1_024)]
+    for lease in left:
+        marks.raise_to(marks.take(lease), 5)
+    del marks
+    backend = world.backend(marks_path=path)
+    lease = await world.arm(size=5)
+    run_id = await world.run_id()
+    with pytest.raises(RuntimeError, match="no room"):
+        backend.open_lease(lease, run_id)
+    backend.keep_marks(left[:2])
+    slot = backend.open_lease(lease, run_id)
+    assert await outcome(claim(backend, slot, "k1")) is Outcome.WON
+    backend.keep_marks([])
+    assert read_marks(path) == {lease: 1}
+
+
 async def test_who_stops_waiting_does_not_stop_the_claim(world: World) -> None:
     backend = world.backend()
     lease = await world.arm(size=5)

@@ -254,6 +254,22 @@ async def test_facts_that_nobody_renews_stop_counting_after_a_second(
     assert await outcome(claim(backend, slot, "k", payload=b"")) is Outcome.SOLD_OUT
 
 
+async def test_facts_that_took_long_to_load_count_once_renewed(
+    client: Redis, backend: RustBackend
+) -> None:
+    voucher = new_id()
+    slot = backend.open_crowd(voucher, "sys")
+
+    async def slow() -> AsyncIterator[leases.Record]:
+        yield ("k", FINGERPRINT, 1, 0, b"{}")
+        await asyncio.sleep(crowds.FRESH_MS / 1000 + 0.05)
+
+    assert await crowds.put(client, voucher, "sys", 1, slow())
+    assert await outcome(claim(backend, slot, "k", payload=b"")) is Outcome.ASK
+    assert await crowds.renew(client, voucher, 1)
+    assert await outcome(claim(backend, slot, "k", payload=b"")) is Outcome.REPLAYED
+
+
 async def test_facts_count_only_when_complete(client: Redis, backend: RustBackend) -> None:
     voucher = new_id()
     slot = backend.open_crowd(voucher, "sys")
