@@ -257,17 +257,33 @@ class Follower:
             wins = 0
             while entries and (not taken or wins + len(entries[0].wins) <= WINS_MAX):
                 entry = entries.pop(0)
-                if entry.fault is not None:
-                    _log.error("entry_unreadable", lease=str(self._lease_id), entry=entry.id)
                 taken.append(entry)
                 wins += len(entry.wins)
-            await self._apply(row, taken)
+                if entry.fault is not None:
+                    break
+            last = taken[-1]
+            until = await self._end_of_poison(last, entries) if last.fault is not None else 0
+            await self._apply(row, taken, until)
             if not entries:
                 return True
         return False
 
-    async def _apply(self, row: LeaseAtWork, taken: list[leases.StreamEntry]) -> None:
-        params = _arrays(row, taken)
+    async def _end_of_poison(
+        self, entry: leases.StreamEntry, following: list[leases.StreamEntry]
+    ) -> int:
+        """Return the last number an unreadable entry can hold: what follows begins above it."""
+        _log.error("entry_unreadable", lease=str(self._lease_id), entry=entry.id, fault=entry.fault)
+        state = await leases.read_state(self._redis, str(self._lease_id))
+        if not following:
+            following = await leases.read_wins(self._redis, str(self._lease_id), entry.id, 1)
+        if following and following[0].wins:
+            return following[0].wins[0].seq - 1
+        return state.issued if state is not None else 0
+
+    async def _apply(
+        self, row: LeaseAtWork, taken: list[leases.StreamEntry], poison_until: int
+    ) -> None:
+        params = _arrays(row, taken, self._accounted, poison_until)
         async with self._database.connection() as conn:
             done = await db.one(
                 conn,
@@ -280,9 +296,9 @@ class Follower:
                 **params,
             )
         assert done is not None
-        if done.outcome == "stale":
+        if done.outcome != "applied":
             self.forget()
-            raise Unavailable("another reconciler is at work on this lease")
+            raise Unavailable(f"another reconciler is at work on this lease: {done.outcome}")
         if done.quarantined:
             _log.error("wins_quarantined", lease=str(self._lease_id), count=done.quarantined)
         self._last_id = taken[-1].id
@@ -364,43 +380,48 @@ class Follower:
         return done.outcome in ("settled", "not_found")
 
 
-def _arrays(row: LeaseAtWork, taken: list[leases.StreamEntry]) -> dict[str, Any]:
-    seqs: list[int] = []
-    keys: list[str] = []
-    fingerprints: list[bytes] = []
-    customers: list[str | None] = []
-    order_values: list[int] = []
-    discounts: list[int] = []
-    order_ids: list[str | None] = []
-    metadata: list[str | None] = []
-    remaining: list[int] = []
-    at_ms: list[int] = []
-    redemption_ids: list[UUID] = []
+_COLUMNS: Final = (
+    "seqs", "ids", "keys", "fingerprints", "customers", "order_values", "discounts", "order_ids",
+    "metadata", "remaining", "at_ms",
+)  # fmt: skip
+
+
+def _arrays(
+    row: LeaseAtWork, taken: list[leases.StreamEntry], accounted: int, poison_until: int
+) -> dict[str, list[Any]]:
+    """Return the columns of `vf.settle_wins`; what cannot be read becomes poison by its number."""
+    rows: list[tuple[Any, ...]] = []
+    poison: list[tuple[int, str]] = []
+    top = accounted
     for entry in taken:
+        if entry.fault is not None:
+            poison += [(seq, repr(entry.raw)) for seq in range(top + 1, poison_until + 1)]
         for win in entry.wins:
-            redemption_id = ids.win_id(row.tag, row.lease_id, win.seq)
-            order_value, discount, order_id, meta = _decode_payload(win.payload)
-            seqs.append(win.seq)
-            redemption_ids.append(redemption_id)
-            keys.append(win.key or ids.format_id("rdm", redemption_id))
-            fingerprints.append(bytes.fromhex(win.fingerprint))
-            customers.append(win.customer)
-            order_values.append(order_value)
-            discounts.append(discount)
-            order_ids.append(order_id)
-            metadata.append(meta)
-            remaining.append(win.remaining)
-            at_ms.append(entry.at_ms)
-    return {
-        "seqs": seqs,
-        "ids": redemption_ids,
-        "keys": keys,
-        "fingerprints": fingerprints,
-        "customers": customers,
-        "order_values": order_values,
-        "discounts": discounts,
-        "order_ids": order_ids,
-        "metadata": metadata,
-        "remaining": remaining,
-        "at_ms": at_ms,
-    }
+            top = max(top, win.seq)
+            try:
+                rows.append(_row(row, win, entry.at_ms))
+            except (ValueError, msgspec.MsgspecError):
+                poison.append((win.seq, repr(win)))
+    columns = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
+    arrays = {name: list(column) for name, column in zip(_COLUMNS, columns, strict=True)}
+    arrays["poison"] = [seq for seq, _ in poison]
+    arrays["poison_raw"] = [raw for _, raw in poison]
+    return arrays
+
+
+def _row(row: LeaseAtWork, win: leases.Win, at_ms: int) -> tuple[Any, ...]:
+    redemption_id = ids.win_id(row.tag, row.lease_id, win.seq)
+    order_value, discount, order_id, metadata = _decode_payload(win.payload)
+    return (
+        win.seq,
+        redemption_id,
+        win.key or ids.format_id("rdm", redemption_id),
+        bytes.fromhex(win.fingerprint),
+        win.customer,
+        order_value,
+        discount,
+        order_id,
+        metadata,
+        win.remaining,
+        at_ms,
+    )

@@ -92,6 +92,8 @@ class Redeemer:
             answered = await self._claim(caller, live, new, key)
             if answered is not None:
                 return answered
+            # The lease is over: what was cached of the code while it lived is over, too.
+            await self._terms.load(caller.project_id, norm)
         return await self._redeem_in_ledger(caller, norm, new, key)
 
     async def claim(
@@ -168,17 +170,19 @@ class Redeemer:
     async def _while_leased(
         self, caller: Caller, norm: str, new: NewRedemption, key: str | None
     ) -> Redemption | Refusal | None:
-        """A lease has the voucher: ask it, or say that it cannot be asked just now."""
+        """A lease has the voucher: ask it, or say that it cannot be asked just now.
+
+        None: it is over, and PostgreSQL decides again.
+        """
         live = self._keeper.by_code.get((caller.project_id, norm))
-        if live is None:
-            terms = await self._terms.load(caller.project_id, norm)
-            if terms is not None and terms.authority == "flash":
-                raise Unavailable("Nothing was applied: this process is just joining the sale.")
-            return None
-        answered = await self._claim(caller, live, new, key)
-        if answered is None:
-            raise Unavailable("Nothing was applied: the sale is being settled.")
-        return answered
+        if live is not None:
+            answered = await self._claim(caller, live, new, key)
+            if answered is not None:
+                return answered
+        terms = await self._terms.load(caller.project_id, norm)
+        if terms is not None and terms.authority == "flash":
+            raise Unavailable("Nothing was applied: the sale is being opened or settled.")
+        return None
 
     async def _outside_sale(self, caller: Caller, terms: Terms) -> Refusal:
         """A code that only sells inside a sale was redeemed outside one: say what the sale says."""

@@ -61,6 +61,8 @@ class Ask(msgspec.Struct, eq=False):
     metadata: str | None
     deadline: float = 0.0
     future: "asyncio.Future[Decision] | None" = None
+    # Retries of this very request that came while it waited: they get its answer.
+    echoes: "list[asyncio.Future[Decision]] | None" = None
 
 
 class Decision(msgspec.Struct):
@@ -143,15 +145,15 @@ class SharedCommits:
                 self._groups.pop(scope, None)
 
     def _take(self, group: _Group) -> list[Ask]:
-        """Take the next batch: one pricing a voucher, each key and each customer once.
+        """Take the next batch: one pricing a voucher, each key once.
 
-        What does not fit stays in front of the queue in its order.
+        A retry that waits beside its first try gets the same answer. What does not fit stays in
+        front of the queue in its order.
         """
         now = time.monotonic()
         batch: list[Ask] = []
         later: list[Ask] = []
-        keys: set[str] = set()
-        customers: set[str] = set()
+        by_key: dict[tuple[UUID, str], Ask] = {}
         versions: dict[UUID | None, tuple[object, ...]] = {}
         waiting = group.waiting
         while waiting and len(batch) < BATCH_MAX:
@@ -160,19 +162,21 @@ class SharedCommits:
                 self._queued -= 1
                 _fail(ask, Unavailable("Nothing was applied: the queue did not move in time."))
                 continue
-            customer = ask.customer_id
+            first = by_key.get((ask.voucher_id, ask.key))
+            if first is not None and first.fingerprint == ask.fingerprint:
+                assert ask.future is not None
+                self._queued -= 1
+                first.echoes = [*(first.echoes or ()), ask.future]
+                continue
             priced = (ask.version, ask.campaign_id, ask.sale_id)
             if (
-                ask.key in keys
-                or customer in customers
+                first is not None
                 or versions.setdefault(ask.voucher_id, priced) != priced
                 or versions.setdefault(None, (ask.campaign_version,)) != (ask.campaign_version,)
             ):
                 later.append(ask)
                 continue
-            keys.add(ask.key)
-            if customer is not None:
-                customers.add(customer)
+            by_key[ask.voucher_id, ask.key] = ask
             batch.append(ask)
         waiting.extendleft(reversed(later))
         self._queued -= len(batch)
@@ -199,8 +203,8 @@ class SharedCommits:
         self.commits += 1
         self.decided += len(batch)
         for ask, decision in decisions:
-            if ask.future is not None and not ask.future.done():
-                ask.future.set_result(decision)
+            for future in _waiting_for(ask):
+                future.set_result(decision)
 
     async def _decide(self, batch: list[Ask]) -> list[tuple[Ask, Decision]]:
         is_unknown = False
@@ -278,8 +282,13 @@ def _arrays(batch: list[Ask]) -> dict[str, Any]:
     }
 
 
+def _waiting_for(ask: Ask) -> "list[asyncio.Future[Decision]]":
+    futures = [] if ask.future is None else [ask.future]
+    return [future for future in futures + (ask.echoes or []) if not future.done()]
+
+
 def _fail(ask: Ask, error: Exception) -> None:
-    if ask.future is not None and not ask.future.done():
-        ask.future.set_exception(error)
+    for future in _waiting_for(ask):
+        future.set_exception(error)
         # A waiter that has gone away must not turn into "exception was never retrieved".
-        ask.future.exception()
+        future.exception()

@@ -145,3 +145,52 @@ async def test_what_a_closed_sale_did_not_sell_returns_to_the_voucher(house: Any
     assert isinstance(after, Redemption)
     assert after.remaining == 88
     assert await house.value("select count(*) from vf.redemptions") == 12
+
+
+async def test_one_customer_in_400_tabs_redeems_once(house: Any) -> None:
+    await house.voucher("TABS", max_redemptions=100, per_customer_limit=1)
+    answers = await asyncio.gather(
+        *(house.redeem("TABS", "same", key=f"k{n}") for n in range(400))
+    )
+    assert Counter(map(outcome, answers)) == {"won": 1, "customer_limit_reached": 399}
+    won = next(a for a in answers if isinstance(a, Redemption))
+    named = {a.extra["redemption_id"] for a in answers if isinstance(a, Refusal)}
+    assert named == {won.redemption_id}
+
+
+async def test_400_retries_of_one_key_are_one_redemption(house: Any) -> None:
+    await house.voucher("RETRY", max_redemptions=100)
+    answers = await asyncio.gather(*(house.redeem("RETRY", "c", key="k") for _ in range(400)))
+    assert {a.redemption_id for a in answers} == {answers[0].redemption_id}
+    other = await asyncio.gather(
+        house.redeem("RETRY", "c", key="k2"), house.redeem("RETRY", "d", key="k2")
+    )
+    assert sorted(map(outcome, other)) == ["idempotency_mismatch", "won"]
+    assert await house.value("select count(*) from vf.redemptions") == 2
+
+
+async def test_a_sold_out_voucher_says_so_to_customers_that_hold_none_of_it(house: Any) -> None:
+    await house.voucher("FEW", max_redemptions=1, per_customer_limit=1)
+    answers = await asyncio.gather(
+        house.redeem("FEW", "a"), house.redeem("FEW", "b"), house.redeem("FEW", "b")
+    )
+    assert [outcome(a) for a in answers] == ["won", "limit_reached", "limit_reached"]
+
+
+async def test_an_unreadable_win_goes_to_quarantine_and_the_rest_goes_on(house: Any) -> None:
+    sale = await house.sale("DROP", 100)
+    await house.open_sale(sale)
+    first = await house.claim(sale, "a")
+    assert isinstance(first, Redemption)
+    await house.until("select count(*) from vf.redemptions", 1)
+    lease = str(await house.value("select id from vf.leases"))
+    await house.doors.redis.hset(f"vf:{{{lease}}}:s", "issued", 3)
+    await house.doors.redis.xadd(f"vf:{{{lease}}}:x", {"f": "2", "t": "x", "r": "1", "d": b"?"})
+    second = await house.claim(sale, "b")
+    assert isinstance(second, Redemption)
+    assert second.seq == 4
+    await house.until("select count(*) from vf.redemptions", 2)
+    rows = await house.owner.fetch("select seq, reason from vf.quarantine order by seq")
+    assert [tuple(row) for row in rows] == [(2, "unreadable"), (3, "unreadable")]
+    progress = "select read_count, inserted_count, quarantined_count from vf.lease_progress"
+    assert tuple(await house.owner.fetchrow(progress)) == (4, 2, 2)

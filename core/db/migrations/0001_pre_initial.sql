@@ -79,7 +79,7 @@ CREATE INDEX idempotency_keys_age ON vf.idempotency_keys (created_at);
 -- Written in the transaction of the change it reports; `count` is how many redemptions one row speaks for.
 CREATE TABLE vf.outbox (
     project_id  uuid NOT NULL,
-    id          uuid NOT NULL DEFAULT uuidv7(),
+    id          uuid NOT NULL DEFAULT gen_random_uuid(),
     event       text NOT NULL,
     subject     uuid NOT NULL,
     data        jsonb NOT NULL DEFAULT '{}',
@@ -265,7 +265,7 @@ CREATE TABLE vf.lease_progress (
 
 CREATE TABLE vf.quarantine (
     project_id  uuid NOT NULL,
-    id          uuid NOT NULL DEFAULT uuidv7(),
+    id          uuid NOT NULL DEFAULT gen_random_uuid(),
     lease_id    uuid NOT NULL,
     seq         bigint NOT NULL,
     reason      text NOT NULL,
@@ -438,8 +438,8 @@ AS $$ SELECT s.system_identifier::text || '/' || c.timeline_id::text FROM pg_con
 -- Redeeming: one voucher, many requests, one commit
 
 -- Answers each request of an array: redeemed, replayed, mismatch, a refusal, or rerouted / repriced (nothing was
--- decided: the caller priced with other terms, or a fast sale holds the voucher). Keys and customers are distinct
--- within the array. Locks in the order campaign, voucher, sale, customers (by customer_id).
+-- decided: the caller priced with other terms, or a fast sale holds the voucher). Keys are distinct within the
+-- array; a customer's nth request counts the ones before it. Locks in the order campaign, voucher, sale, customers (by customer_id).
 -- The planner settings are pinned because a hot voucher's statistics are always stale.
 CREATE FUNCTION vf.redeem_many(
     p_project uuid, p_voucher uuid, p_version bigint, p_campaign uuid, p_campaign_version bigint, p_sale uuid,
@@ -503,11 +503,11 @@ BEGIN
                    WHEN v_verdict IS NOT NULL THEN v_verdict
                    WHEN q.customer IS NULL AND (v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL)
                         THEN 'customer_required'
-                   WHEN vc.live_count >= v.per_customer_limit OR cc.live_count >= c.per_customer_limit
-                        THEN 'customer_limit_reached'
                END AS refusal,
+               least(v.per_customer_limit - coalesce(vc.live_count, 0),
+                     c.per_customer_limit - coalesce(cc.live_count, 0)) AS customer_rest,
                CASE WHEN vc.live_count >= v.per_customer_limit THEN vc.last_redemption_id
-                    ELSE cc.last_redemption_id END AS existing
+                    ELSE coalesce(cc.last_redemption_id, vc.last_redemption_id) END AS existing
           FROM req q
           LEFT JOIN LATERAL (
                SELECT k.live_count, k.last_redemption_id FROM vf.customer_counts k
@@ -518,10 +518,17 @@ BEGIN
                 WHERE k.customer_id = q.customer AND k.scope_id = p_campaign AND k.project_id = p_project
                   AND c.per_customer_limit IS NOT NULL LIMIT 1) cc ON true
          WHERE NOT EXISTS (SELECT 1 FROM seen WHERE seen.ord = q.ord)
+    ), counted AS MATERIALIZED (
+        SELECT f.*, f.refusal IS NULL AND (f.customer_rest IS NULL OR f.customer_rest >= row_number() OVER (
+                        PARTITION BY f.customer, f.refusal ORDER BY f.ord)) AS is_eligible
+          FROM fresh f
     ), placed AS MATERIALIZED (
-        SELECT f.*, row_number() OVER (PARTITION BY f.refusal IS NULL ORDER BY f.ord) AS place FROM fresh f
+        SELECT f.*, row_number() OVER (PARTITION BY f.is_eligible ORDER BY f.ord) AS place FROM counted f
     ), wins AS MATERIALIZED (
-        SELECT p.* FROM placed p WHERE p.refusal IS NULL AND (v_rest IS NULL OR p.place <= v_rest)
+        SELECT p.* FROM placed p WHERE p.is_eligible AND (v_rest IS NULL OR p.place <= v_rest)
+    ), held AS MATERIALIZED (
+        SELECT w.customer, count(*) AS n, (array_agg(w.id ORDER BY w.place DESC))[1] AS last_id
+          FROM wins w WHERE w.customer_rest IS NOT NULL GROUP BY w.customer
     ), rows AS (
         INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, campaign_id, sale_id, sale_seq,
                idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining,
@@ -533,12 +540,12 @@ BEGIN
           FROM wins w ORDER BY w.place
     ), counts AS (
         INSERT INTO vf.customer_counts AS k (project_id, scope_id, customer_id, live_count, limit_max, last_redemption_id)
-        SELECT p_project, x.scope, w.customer, 1, x.limit_max, w.id
-          FROM wins w CROSS JOIN (VALUES (p_voucher, v.per_customer_limit), (p_campaign, c.per_customer_limit))
+        SELECT p_project, x.scope, h.customer, h.n, x.limit_max, h.last_id
+          FROM held h CROSS JOIN (VALUES (p_voucher, v.per_customer_limit), (p_campaign, c.per_customer_limit))
                AS x (scope, limit_max)
-         WHERE x.limit_max IS NOT NULL ORDER BY w.customer, x.scope
+         WHERE x.limit_max IS NOT NULL ORDER BY h.customer, x.scope
             ON CONFLICT (customer_id, scope_id, project_id) DO UPDATE
-               SET live_count = k.live_count + 1, limit_max = excluded.limit_max,
+               SET live_count = k.live_count + excluded.live_count, limit_max = excluded.limit_max,
                    last_redemption_id = excluded.last_redemption_id
     ), total AS MATERIALIZED (
         SELECT count(*) AS n FROM wins
@@ -562,10 +569,12 @@ BEGIN
       FROM seen e
     UNION ALL
     SELECT p.ord, CASE WHEN p.refusal IS NOT NULL THEN p.refusal
-                       WHEN v_rest IS NULL OR p.place <= v_rest THEN 'redeemed' ELSE v_over END,
+                       WHEN NOT p.is_eligible AND p.customer_rest <= coalesce(h.n, 0) THEN 'customer_limit_reached'
+                       WHEN p.is_eligible AND (v_rest IS NULL OR p.place <= v_rest) THEN 'redeemed'
+                       ELSE v_over END,
            p.id, v.next_number + p.place - 1 - coalesce(s.seq_base, 0), v_rest - p.place, v_at,
-           p.order_value, p.discount, p.existing, p_sale
-      FROM placed p;
+           p.order_value, p.discount, coalesce(h.last_id, p.existing), p_sale
+      FROM placed p LEFT JOIN LATERAL (SELECT x.n, x.last_id FROM held x WHERE x.customer = p.customer) h ON true;
 END $$;
 
 -- The same under a campaign's limits: the campaign row is the shared one, its vouchers follow in id order.
@@ -755,12 +764,13 @@ END $$;
 
 -- Writes wins of one lease, in seq order, with the stream offset they reach: all or nothing. A second reconciler
 -- finds the offset moved and gets 'stale'. What cannot be the ledger's (above open_to, or another win's number or
--- key) goes to quarantine with its reason, and the offset moves on.
+-- key, or a number in p_poison whose entry could not be read) goes to quarantine with its reason, and the offset
+-- moves on. A lease that is settled takes nothing more.
 CREATE FUNCTION vf.settle_wins(
     p_project uuid, p_lease uuid, p_from text, p_to text,
     p_seqs bigint[], p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
     p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[], p_remaining bigint[],
-    p_at_ms bigint[])
+    p_at_ms bigint[], p_poison bigint[], p_poison_raw text[])
 RETURNS TABLE (outcome text, inserted bigint, replayed bigint, same_key bigint, quarantined bigint, accounted bigint)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -777,6 +787,10 @@ DECLARE
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR SHARE;
+    IF l.state = 'settled' THEN
+        RETURN QUERY SELECT 'closed', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
+        RETURN;
+    END IF;
     PERFORM 1 FROM vf.lease_progress k WHERE k.lease_id = p_lease AND k.project_id = p_project
         AND k.last_id = p_from FOR UPDATE;
     IF NOT FOUND THEN
@@ -819,8 +833,14 @@ BEGIN
                (SELECT count(*) FROM bad)
           INTO v_rep, v_same, v_bad FROM judged j;
     END IF;
+    INSERT INTO vf.quarantine (project_id, lease_id, seq, reason, entry)
+    SELECT p_project, p_lease, q.seq, 'unreadable', to_jsonb(q.raw)
+      FROM unnest(p_poison, p_poison_raw) AS q (seq, raw);
+    v_bad := v_bad + cardinality(p_poison);
+    v_n := v_n + cardinality(p_poison);
     UPDATE vf.lease_progress k
-       SET last_id = p_to, accounted = greatest(k.accounted, (SELECT max(x) FROM unnest(p_seqs) x)),
+       SET last_id = p_to,
+           accounted = greatest(k.accounted, (SELECT max(x) FROM unnest(p_seqs || p_poison) x)),
            read_count = k.read_count + v_n, inserted_count = k.inserted_count + v_ins,
            replayed_count = k.replayed_count + v_rep, same_key_count = k.same_key_count + v_same,
            quarantined_count = k.quarantined_count + v_bad

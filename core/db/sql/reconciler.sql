@@ -14,7 +14,8 @@ SELECT l.project_id, l.id AS lease_id, l.tag, l.voucher_id, l.sale_id, l.state, 
 -- Writes a run of wins and the stream offset they reach, in one commit.
 SELECT outcome, inserted, replayed, same_key, quarantined, accounted
   FROM vf.settle_wins(@project_id, @lease_id, @from_id, @to_id, @seqs, @ids, @keys, @fingerprints, @customers,
-       @order_values, @discounts, @order_ids, @metadata, @remaining, @at_ms);
+       @order_values, @discounts, @order_ids, @metadata, @remaining, @at_ms, @poison,
+       @poison_raw);
 
 -- name: settle_lease :one
 -- Ends a drained lease.
