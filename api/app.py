@@ -3,6 +3,7 @@
 A new noun adds its ROUTES to the list below and nothing else.
 """
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -74,7 +75,16 @@ def create(settings: Settings) -> Front:
         request_max_body_size=_LITESTAR_BODY_BYTES_MAX,
         exception_handlers={Exception: _answer_error},
     )
-    return Front(app, services)
+    return Front(app, services, _allowed_methods())
+
+
+def _allowed_methods() -> dict[str, bytes]:
+    methods: dict[str, set[str]] = {}
+    for route in ROUTES:
+        for path in route.paths:
+            template = re.sub(r":\w+\}", "}", path)
+            methods.setdefault(template, {"OPTIONS"}).update(route.http_methods)
+    return {path: ", ".join(sorted(names)).encode() for path, names in methods.items()}
 
 
 def _answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -74,10 +74,11 @@ async def send_answer(send: Send, answer: Answer, request_id: str) -> int:
 class Front:
     """The ASGI application of one worker."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
-        """Stand before Litestar's `app`."""
+    def __init__(self, app: ASGIApp, services: Services, allowed: dict[str, bytes]) -> None:
+        """Stand before Litestar's `app`; `allowed` is the methods of each of its addresses."""
         self._app = app
         self._services = services
+        self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass the lifespan through."""
@@ -154,6 +155,10 @@ class Front:
                 given = {key for key, _ in message["headers"]}
                 headers = [*message["headers"], (b"x-request-id", request_id.encode())]
                 headers += [pair for pair in STRICT_HEADERS if pair[0] not in given]
+                if method == "OPTIONS" and (allow := self._allowed.get(scope["path_template"])):
+                    # Litestar has one answer a handler; the address has several handlers.
+                    headers = [pair for pair in headers if pair[0] != b"allow"]
+                    headers.append((b"allow", allow))
                 if _CLOSED_POLICY[0] not in given:
                     headers.append(_CLOSED_POLICY)
                 message = {**message, "headers": headers}
