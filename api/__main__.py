@@ -72,7 +72,8 @@ def main() -> None:
 def _load(settings: Settings) -> Callable[..., Any]:
     """Make the application inside a worker process."""
     die_with_parent(signal.SIGKILL)
-    from api import app, logs
+    from api import app
+    from core import logs
 
     logs.configure(settings)
     return app.create(settings)

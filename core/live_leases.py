@@ -50,11 +50,20 @@ class LeaseRow(msgspec.Struct, frozen=True):
 class LiveLease:
     """A lease this worker serves: where its claims go and how they are priced."""
 
-    __slots__ = ("row", "sealed_for", "serving_size", "slot", "sold_out_until", "terms")
+    __slots__ = (
+        "knows_mark",
+        "row",
+        "sealed_for",
+        "serving_size",
+        "slot",
+        "sold_out_until",
+        "terms",
+    )
 
-    def __init__(self, row: LeaseRow, terms: Terms, slot: int) -> None:
+    def __init__(self, row: LeaseRow, terms: Terms, slot: int, *, knows_mark: bool) -> None:
         """Serve a lease through a slot of the backend.
 
+        `knows_mark`: false when this seat served the lease before its node was restarted.
         `sold_out_until` is on this process's monotonic clock. `sealed_for` is "other" or "same"
         while PostgreSQL judges whether another Redis process, or the same one, may go on.
         """
@@ -64,6 +73,7 @@ class LiveLease:
         self.serving_size = 0
         self.sold_out_until = 0.0
         self.sealed_for: str | None = None
+        self.knows_mark = knows_mark
 
 
 class Seat(Protocol):
@@ -108,6 +118,7 @@ class LeaseKeeper:
         self._seat = seat
         self._task: asyncio.Task[None] | None = None
         self._beat_at = 0.0
+        self._has_looked = False
         self._live: dict[UUID, LiveLease] = {}
         self.by_sale: dict[UUID, LiveLease] = {}
         self.by_code: dict[tuple[UUID, str], LiveLease] = {}
@@ -154,6 +165,10 @@ class LeaseKeeper:
                     await db.run(conn, "lease_workers.seen", worker_id=self._seat.worker_id)
                 self._beat_at = now
             rows = await db.many(conn, "lease_workers.live", LeaseRow)
+        if not self._has_looked:
+            # What a predecessor left in the marks file of leases that are settled is of no use.
+            self._backend.keep_marks([str(row.lease_id) for row in rows])
+            self._has_looked = True
         for lease_id in self._live.keys() - {row.lease_id for row in rows}:
             self._forget(self._live.pop(lease_id))
         for row in rows:
@@ -173,15 +188,18 @@ class LeaseKeeper:
             if terms is None or row.state == "arming":
                 return
             async with self._database.connection() as conn:
-                await db.run(
+                was_registered = await db.value(
                     conn,
                     "lease_workers.register",
+                    bool,
                     lease_id=row.lease_id,
                     worker_id=self._seat.worker_id,
                     node_id=self._seat.node_id,
                 )
             slot = self._backend.open_lease(str(row.lease_id), row.run_id)
-            live = self._live[row.lease_id] = LiveLease(row, terms, slot)
+            knows_mark = not (was_registered and self._backend.status().marks_lost)
+            live = LiveLease(row, terms, slot, knows_mark=knows_mark)
+            self._live[row.lease_id] = live
             self.by_sale[row.sale_id] = live
             self.by_code[row.project_id, row.code_norm] = live
         live.row = row
@@ -262,7 +280,7 @@ class LeaseKeeper:
                 lease_id=lease_id,
                 worker_id=self._seat.worker_id,
                 run_id=run_id,
-                mark=mark,
+                mark=mark if live.knows_mark else None,
             )
             neighbours = await db.many(
                 conn,

@@ -46,7 +46,10 @@ class Seat:
             self._lock = None
 
     def marks_of_dead(self, worker_id: str) -> dict[str, int] | None:
-        """Return the marks a dead neighbour left, by lease; None when it lives or is elsewhere."""
+        """Return the marks a dead neighbour left, by lease.
+
+        None when it lives, is elsewhere, or left none that can be trusted.
+        """
         node, _, number = worker_id.rpartition(":")
         if node != self.node_id or not number.isdigit():
             return None
@@ -54,8 +57,7 @@ class Seat:
         if lock is None:
             return None
         try:
-            path = self._dir / f"{number}.marks"
-            return read_marks(str(path)) if path.exists() else {}
+            return read_marks(self._dir / f"{number}.marks")
         finally:
             lock.close()
 

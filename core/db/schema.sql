@@ -337,7 +337,8 @@ CREATE UNLOGGED TABLE vf.api_workers (
 );
 
 -- Workers registered for a lease: written before the first claim they send. A seal says "this worker answers no win
--- of this lease from Redis run sealed_run_id until PostgreSQL has decided, and the highest it answered is mark".
+-- of this lease from Redis run sealed_run_id until PostgreSQL has decided, and the highest it answered is mark"; a
+-- seal without a mark says that it cannot know.
 CREATE TABLE vf.lease_workers (
     lease_id       uuid NOT NULL,
     worker_id      text NOT NULL,
@@ -345,7 +346,8 @@ CREATE TABLE vf.lease_workers (
     serving_size   bigint NOT NULL DEFAULT 0,
     sealed_run_id  text,
     mark           bigint,
-    seen_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    registered_at  timestamptz NOT NULL DEFAULT now(),
+    seen_at        timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (lease_id, worker_id)
 );
 
@@ -943,7 +945,8 @@ BEGIN
     SELECT count(*) FILTER (WHERE w.sealed_run_id IS DISTINCT FROM p_run_id_new
                               AND w.seen_at > clock_timestamp() - p_deadline),
            count(*) FILTER (WHERE w.sealed_run_id IS DISTINCT FROM p_run_id_new
-                              AND w.seen_at <= clock_timestamp() - p_deadline),
+                                  AND w.seen_at <= clock_timestamp() - p_deadline
+                               OR w.sealed_run_id = p_run_id_new AND w.mark IS NULL),
            coalesce(max(w.mark) FILTER (WHERE w.sealed_run_id = p_run_id_new), 0)
       INTO v_waiting, v_silent, v_mark
       FROM vf.lease_workers w WHERE w.lease_id = p_lease;
@@ -952,7 +955,7 @@ BEGIN
        OR (v_waiting = 0 AND p_issued < v_mark) THEN
         UPDATE vf.leases k
            SET state = 'fenced',
-               fence_reason = CASE WHEN v_silent > 0 THEN v_silent || ' worker(s) silent, their marks unknown'
+               fence_reason = CASE WHEN v_silent > 0 THEN v_silent || ' worker(s) whose marks nobody knows'
                    WHEN p_issued IS NULL THEN 'the lease is gone from Redis'
                    WHEN p_issued < v_top THEN 'Redis knows ' || p_issued || ', PostgreSQL has ' || v_top
                    ELSE 'Redis knows ' || p_issued || ', workers answered up to ' || v_mark END

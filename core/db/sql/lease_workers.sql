@@ -13,10 +13,11 @@ DELETE FROM vf.api_workers w WHERE w.id = @worker_id;
 -- Every lease that is out, of all projects.
 SELECT project_id, sale_id, voucher_id, lease_id, tag, state, size, seq_base, run_id, code_norm FROM vf.live_leases();
 
--- name: register :exec
--- Registers a worker for a lease, before it may send the first claim.
+-- name: register :one
+-- Registers a worker for a lease, before it may send the first claim; says whether its seat was registered before.
 INSERT INTO vf.lease_workers AS w (lease_id, worker_id, node_id) VALUES (@lease_id, @worker_id, @node_id)
-    ON CONFLICT (lease_id, worker_id) DO UPDATE SET node_id = excluded.node_id, seen_at = clock_timestamp();
+    ON CONFLICT (lease_id, worker_id) DO UPDATE SET node_id = excluded.node_id, seen_at = clock_timestamp()
+RETURNING w.seen_at <> w.registered_at AS was_registered;
 
 -- name: serve :exec
 -- Says that a worker serves a lease at this size.

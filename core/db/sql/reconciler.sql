@@ -29,7 +29,8 @@ SELECT p.last_id, p.accounted FROM vf.lease_progress p WHERE p.lease_id = @lease
 -- Operator: after a fence, what the workers of a lease have told: how many are still to tell, how many are silent,
 -- and the highest mark.
 SELECT count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at > clock_timestamp() - @silent_after::interval) AS waiting,
-       count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at <= clock_timestamp() - @silent_after::interval) AS silent,
+       count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at <= clock_timestamp() - @silent_after::interval
+                           OR w.sealed_run_id IS NOT NULL AND w.mark IS NULL) AS silent,
        coalesce(max(w.mark), 0)::bigint AS mark
   FROM vf.lease_workers w WHERE w.lease_id = @lease_id;
 
