@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,6 +100,7 @@ class Crowd:
         self._encode = msgspec.json.Encoder().encode
         self._target = connections.Target.of(load.url)
         self._random = random.Random(load.seed)
+        self._epoch_s = time.time() - time.monotonic()
 
     async def run(self, report: Any = None) -> Summary:
         """Work through all requests; `report(self)` is called every `PROGRESS_S` seconds."""
@@ -220,6 +222,7 @@ class Crowd:
             line["rid"] = fields.get("redemption_id")
             line["seq"] = fields.get("seq")
             line["discount"] = fields.get("discount_applied")
+            line["at"] = moment(fields) - self._epoch_s
         self._history.write(self._encode(line) + b"\n")
 
     async def _pause(self, seconds: float) -> None:
@@ -250,6 +253,11 @@ class Crowd:
             },
             last_win_s=round(self.last_win_s, 3),
         )
+
+
+def moment(fields: dict[str, Any]) -> float:
+    """Return when a redemption was decided, in seconds since 1970."""
+    return datetime.fromisoformat(fields["redeemed_at"]).timestamp()
 
 
 def _fields(body: bytes) -> dict[str, Any]:

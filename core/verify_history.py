@@ -6,11 +6,13 @@ checked: O(n log n), no search. Pure functions; reading the ledger is `core.veri
 A history is JSON lines, one a call, times in seconds of one monotonic clock of one machine:
 
     {"call": t0, "ret": t1 or null, "out": "ok|sold_out|limit|refused|unknown", "key": …,
-     "customer": …, "code": …, "rid": … or null, "seq": … or null, "discount": … or absent}
+     "customer": …, "code": …, "rid": … or null, "seq": … or null, "discount": … or absent,
+     "at": … or absent}
 
 `ok`: a redemption was answered. `sold_out`: no unit is left (`sold_out`, `limit_reached`).
 `limit`: the customer's own limit. `refused`: surely not applied (409, 4xx, 503). `unknown`: no
-answer, or one that says so (504, reset, time-out). It must hold every call made for the codes it
+answer, or one that says so (504, reset, time-out). `at`: the answer's redeemed_at on the same
+clock, where clients and servers share one. A history must hold every call made for the codes it
 names since their vouchers were made.
 """
 
@@ -28,6 +30,9 @@ import msgspec
 Outcome = Literal["ok", "sold_out", "limit", "refused", "unknown"]
 
 _LATE: Final = float("inf")
+# `redeemed_at` is cut to milliseconds, and a wall clock is slewed against the monotonic one; a
+# client waits at least 50 ms before it asks again, so this still tells two tries apart.
+_CLOCKS_AGREE_S: Final = 0.02
 
 
 class HistoryFault(Exception):
@@ -46,6 +51,7 @@ class Call(msgspec.Struct, frozen=True):
     rid: str | None = None
     seq: int | None = None
     discount: Decimal | None = None
+    at: float | None = None
 
 
 class Row(NamedTuple):
@@ -114,6 +120,7 @@ def check(calls: Sequence[Call], rows: Sequence[Row], *, units: int | None) -> l
     by_rid = {row.rid: row for row in rows}
     _check_answered(wins, by_rid, found)
     _check_tried(calls, wins, rows, found)
+    _check_refused(calls, wins, found)
     started, ended = _spans(calls)
     _check_order(wins, started, ended, found)
     if units is not None:
@@ -181,6 +188,33 @@ def _check_tried(
                 f"{row.rid} {row.key}: {refused}",
             )
         )
+
+
+def _check_refused(calls: Sequence[Call], wins: dict[str, Call], found: list[Violation]) -> None:
+    """A win that was decided during none but refused calls was refused and applied all the same."""
+    tries: dict[str, list[Call]] = {}
+    for call in calls:
+        if call.key is not None and call.key in wins:
+            tries.setdefault(call.key, []).append(call)
+    for name, of_key in tries.items():
+        at = wins[name].at
+        if at is None or all(call.out == "ok" for call in of_key):
+            continue
+        during = [
+            call.out
+            for call in of_key
+            if call.call - _CLOCKS_AGREE_S <= at
+            and (call.ret is None or at <= call.ret + _CLOCKS_AGREE_S)
+        ]
+        if not {"ok", "unknown"}.intersection(during):
+            found.append(
+                Violation(
+                    "I4",
+                    "what was refused was not applied",
+                    f"{wins[name].rid} {name}: decided while {' and '.join(during) or 'nobody'} "
+                    "was answered",
+                )
+            )
 
 
 def _spans(calls: Sequence[Call]) -> tuple[dict[str, float], dict[str, float]]:

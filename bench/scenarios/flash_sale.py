@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections import Counter
+from datetime import datetime
 from typing import Any, ClassVar
 
 import gevent
@@ -53,6 +54,7 @@ class Tally:
         self.unexpected: list[str] = []
         self.latencies_ms: list[float] = []
         self.started_at_s = self.ended_at_s = time.monotonic()
+        self.epoch_s = time.time() - time.monotonic()
         self._history = open(setup.history, "wb")  # noqa: SIM115 - closed by `write`
 
     def record(self, line: dict[str, Any]) -> None:
@@ -193,6 +195,8 @@ class Customer(FastHttpUser):
             TALLY.latencies_ms.append((ret_s - call_s) * 1000)
             TALLY.wins[key] = fields["redemption_id"]
             told = {"rid": fields["redemption_id"], "seq": fields.get("seq")}
+            at_s = datetime.fromisoformat(fields["redeemed_at"]).timestamp()
+            told["at"] = at_s - TALLY.epoch_s
             TALLY.record({**line, **told, "out": "ok", "discount": fields.get("discount_applied")})
             return "ok", fields["redemption_id"], None
         TALLY.answers[f"{status} {code}".strip()] += 1

@@ -132,3 +132,14 @@ def test_calls_without_a_key_are_known_by_their_redemption() -> None:
     rows = [row for row in rows if row.key not in silent]
     answered = {call.rid for call in calls if call.out == "ok"}
     assert broken(calls, [r for r in rows if r.rid in answered], units=0) == set()
+
+
+def test_a_win_decided_during_a_call_that_was_refused_is_found() -> None:
+    row = Row("k", "rdm_1", 1, None)
+    refused = Call(call=1.0, ret=1.2, out="refused", code="F", key="k")
+    won = Call(call=2.0, ret=2.2, out="ok", code="F", key="k", rid="rdm_1", seq=1, at=2.1)
+    assert broken([refused, won], [row], 0) == set()
+    early = msgspec.structs.replace(won, at=1.1)
+    assert broken([refused, early], [row], 0) == {"I4"}
+    silent = msgspec.structs.replace(refused, out="unknown", ret=None)
+    assert broken([silent, early], [row], 0) == set()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import product as bench_product
 from bench.client import Summary
 from bench.product import Product
 from tests.e2e.sales import Sale, finish, running, wait_for_wins
@@ -32,7 +33,12 @@ UNFELT = {
 def product() -> Iterator[Product]:
     with running() as started:
         yield started
-        print("\n".join(line for line in started.log[-60:] if '"level": "info"' not in line))
+        print_log(started)
+
+
+def print_log(product: Product) -> None:
+    """Show what the product said beside its ordinary news; pytest keeps it for a failure."""
+    print("\n".join(line for line in product.log if '"level": "info"' not in line)[-6_000:])
 
 
 def victim_of(product: Product, name: str) -> int:
@@ -120,8 +126,6 @@ def assert_nothing_stopped(summary: Summary) -> None:
 @MODES
 def test_a_sale_survives_the_power_switch(tmp_path: Path, data_dir: Path, durability: str) -> None:
     """Everything is killed at once in the middle, and started again by hand."""
-    from bench import product as bench_product
-
     first = bench_product.start(data_dir)
     try:
         sale = Sale(first, durability, tmp_path, stock=3_000)
@@ -148,3 +152,4 @@ def test_a_sale_survives_the_power_switch(tmp_path: Path, data_dir: Path, durabi
         assert status == 0, audit
     finally:
         second.stop()
+        print_log(second)
