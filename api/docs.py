@@ -21,9 +21,12 @@ from core.errors import CODES
 
 VERSION: Final = "0.1.0"
 VENDOR_DIR: Final = Path(__file__).with_name("static") / "vendor"
-# The documentation browser: one self-contained script and style.
-SCRIPT: Final = "@scalar/api-reference/dist/browser/standalone.js"
-SCRIPTS: Final = ("scalar/standalone.js", "scalar-api-reference.js", SCRIPT)
+# The documentation browser, one self-contained file that set-up fetches; it may be missing.
+SCRIPT: Final = "scalar.js"
+# It would fetch fonts and count its users otherwise; the page's policy forbids both as well.
+CONFIGURATION: Final = msgspec.json.encode(
+    {"withDefaultFonts": False, "telemetry": False, "hideClientButton": True}
+).decode()
 
 # Only what this server sends runs; the browser makes its styles at run time.
 PAGE_POLICY: Final = (
@@ -192,7 +195,8 @@ async def page() -> Response[str]:
         )
     else:
         body = (
-            '<script id="api-reference" type="application/json" data-url="/openapi.json"></script>'
+            '<script id="api-reference" type="application/json" data-url="/openapi.json" '
+            f'data-configuration="{html.escape(CONFIGURATION)}"></script>'
             '<script src="/docs/scalar.js"></script>'
         )
     return _document("VauchFlow API", body)
@@ -226,10 +230,8 @@ async def errors() -> Response[str]:
 
 def script_file() -> Path | None:
     """Return the installed bundle's file, None when set-up could not get it."""
-    for name in SCRIPTS:
-        if (path := VENDOR_DIR / name).is_file():
-            return path
-    return next(iter(sorted(VENDOR_DIR.rglob("standalone.js"))), None)
+    path = VENDOR_DIR / SCRIPT
+    return path if path.is_file() else None
 
 
 @lru_cache(maxsize=1)
