@@ -52,6 +52,7 @@ class House:
             self.settings.database_dsn("worker"), size_min=0, size_max=4
         )
         self.worker_redis = redis.asyncio.from_url(self.settings.redis_url)
+        self.clock = flash_sales.SaleDesk(self.worker_db, self.worker_redis, self.settings)
         self.reconciler = Reconciler(self.worker_db, self.worker_redis, self.settings)
         self._reconciling = asyncio.create_task(self.reconciler.run())
 

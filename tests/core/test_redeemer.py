@@ -149,9 +149,7 @@ async def test_what_a_closed_sale_did_not_sell_returns_to_the_voucher(house: Any
 
 async def test_one_customer_in_400_tabs_redeems_once(house: Any) -> None:
     await house.voucher("TABS", max_redemptions=100, per_customer_limit=1)
-    answers = await asyncio.gather(
-        *(house.redeem("TABS", "same", key=f"k{n}") for n in range(400))
-    )
+    answers = await asyncio.gather(*(house.redeem("TABS", "same", key=f"k{n}") for n in range(400)))
     assert Counter(map(outcome, answers)) == {"won": 1, "customer_limit_reached": 399}
     won = next(a for a in answers if isinstance(a, Redemption))
     named = {a.extra["redemption_id"] for a in answers if isinstance(a, Refusal)}
