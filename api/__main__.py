@@ -7,6 +7,7 @@ import argparse
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,10 @@ WORKER_KILL_TIMEOUT_S: Final = 4
 RESPAWN_INTERVAL_S: Final = 0.25
 
 
+class PortTaken(Exception):
+    """One plain sentence: the address cannot be listened on."""
+
+
 def main() -> None:
     """Serve. Ends with status 1 and one line when a setting is wrong or the port is taken."""
     options = _options()
@@ -43,7 +48,8 @@ def main() -> None:
     try:
         settings = settings_module.load(environ, options.data_dir)
         settings.database_dsn("app")
-    except SettingsError as error:
+        _check_port(settings)
+    except (SettingsError, PortTaken) as error:
         sys.stderr.write(f"vauchflow: {error}\n")
         raise SystemExit(1) from None
     if settings.workers > 1:
@@ -67,6 +73,20 @@ def main() -> None:
         workers_kill_timeout=WORKER_KILL_TIMEOUT_S,
     )
     server.serve(target_loader=partial(_load, settings), wrap_loader=False)
+
+
+def _check_port(settings: Settings) -> None:
+    # The server shares its port on purpose, between workers; a stranger's must not be shared.
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise PortTaken(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+                "choose another with --host and --port"
+            ) from None
 
 
 def _load(settings: Settings) -> Callable[..., Any]:
