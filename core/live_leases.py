@@ -17,7 +17,7 @@ import structlog
 
 import core.db as db
 from core.errors import OutcomeUnknown, Unavailable
-from core.hot import ClaimBackend, SlotStatus, leases
+from core.hot import ClaimBackend, leases
 from core.redemptions import Terms, TermsCache
 
 # A sale opens within a third of a second on every worker, for five small reads a second.
@@ -224,13 +224,14 @@ class LeaseKeeper:
             slot = status.slots.get(live.slot)
             if slot is None:
                 continue
-            if live.row.run_id == status.run_id and not slot.sealed:
+            is_same = live.row.run_id == status.run_id and not slot.sealed
+            if is_same and live.row.state != "fenced":
                 continue
-            await self._judge(live, slot, status.run_id)
+            await self._judge(live, status.run_id)
 
-    async def _judge(self, live: LiveLease, slot: SlotStatus, run_id: str) -> None:
+    async def _judge(self, live: LiveLease, run_id: str) -> None:
         if live.row.state in ("fenced", "settled"):
-            await self._tell(live, slot.mark, run_id)
+            await self._tell(live, self._backend.seal(live.slot), run_id)
             return
         at: dict[str, Any] = {
             "lease_id": live.row.lease_id,

@@ -35,6 +35,8 @@ BLOCK_MS: Final = 200
 # After a fault of either store, and after another reconciler was found at work.
 PAUSE_S: Final = 0.5
 TRIM_S: Final = 10.0
+# How often a live Redis is asked whether it is still set up as it was when the lease was armed.
+DRIFT_S: Final = 3.0
 # An arming that nobody finished for so long is taken back; loading a million records takes less.
 ARMING_S: Final = 30.0
 # A settled lease stays in Redis for a moment, so that a claim that is on its way is answered.
@@ -127,12 +129,14 @@ class Reconciler:
         self.trim_keep_s = settings.trim_keep_s
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._at_work: dict[UUID, LeaseAtWork] = {}
+        self._checked_at = 0.0
 
     async def run(self) -> None:
         """Look for leases for ever."""
         while True:
             try:
                 await self.look()
+                await self._check_drift()
             except _FAULTS as error:
                 _log.warning("look_failed", error=str(error))
             except Exception:
@@ -151,6 +155,23 @@ class Reconciler:
         for lease_id in [at for at, task in self._tasks.items() if task.done()]:
             if lease_id not in self._at_work:
                 del self._tasks[lease_id]
+
+    async def _check_drift(self) -> None:
+        """Fence what is live when Redis was set to forget: the next win might not be kept."""
+        is_live = any(row.state == "open" for row in self._at_work.values())
+        if not is_live or time.monotonic() - self._checked_at < DRIFT_S:
+            return
+        self._checked_at = time.monotonic()
+        async with self.database.connection(reads_only=True) as conn:
+            now = await db.value(conn, "flash_sales.clock", datetime)
+        facts = await leases.server_facts(self.redis, int(now.timestamp() * 1000))
+        faults = leases.arming_faults(facts)
+        if not faults:
+            return
+        for row in self._at_work.values():
+            async with self.database.connection() as conn:
+                await db.run(conn, "reconciler.fence", lease_id=row.lease_id, reason=faults[0])
+        _log.error("redis_drifted", faults=faults)
 
     async def stop(self) -> None:
         """End every task between two commits."""

@@ -113,3 +113,21 @@ async def test_a_replaced_valkey_is_fenced_and_never_sells_a_unit_twice(
     assert replay == first[3]
     assert (await home.shown(sale)).written_off == 10
     reconciling.cancel()
+
+
+async def test_a_valkey_that_is_set_to_forget_is_fenced_and_the_rest_waits(
+    home: House, own_valkey: Servers
+) -> None:
+    sale = await home.sale("DRIFT", 100)
+    await home.open_sale(sale)
+    assert outcome(await home.claim(sale, "a", key="a")) == "won"
+    await home.worker_redis.config_set("appendfsync", "everysec")
+    await home.until("select count(*) from vf.leases where state = 'settled'", 1)
+    row = await home.owner.fetchrow("select open_to, returned, burned, fence_reason from vf.leases")
+    assert tuple(row) == (1, 99, 0, "appendfsync is everysec; it must be always.")
+    await worker.look(home.clock)
+    assert await home.value("select count(*) from vf.leases") == 1
+    await home.worker_redis.config_set("appendfsync", "always")
+    await worker.look(home.clock)
+    await home.until("select count(*) from vf.leases where state = 'open'", 1)
+    assert outcome(await claim_until_answered(home, sale, 7)) == "won"

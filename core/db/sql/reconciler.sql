@@ -34,6 +34,11 @@ SELECT count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at > clock_time
        coalesce(max(w.mark), 0)::bigint AS mark
   FROM vf.lease_workers w WHERE w.lease_id = @lease_id;
 
+-- name: fence :exec
+-- Operator: stops a lease that Redis can no longer keep the promise of.
+UPDATE vf.leases l SET state = 'fenced', fence_reason = @reason
+ WHERE l.id = @lease_id AND l.state = 'open';
+
 -- name: drop_workers :exec
 -- Operator: forgets who served a lease that is settled.
 DELETE FROM vf.lease_workers w WHERE w.lease_id = @lease_id;
