@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from tests.api.conftest import Api, Project
 
@@ -97,3 +98,43 @@ def test_another_projects_redemptions_are_counted_nowhere(
     figures = stranger.get("/v1/analytics/overview").json()
 
     assert (figures["redemptions_today"], figures["top_code"]) == (0, None)
+
+
+@pytest.mark.parametrize("durability", ["strict", "fast"])
+def test_a_flash_sale_counts_what_it_sold_and_not_what_it_holds(
+    api: Api, make_project: Callable[..., Project], durability: str
+) -> None:
+    with api.client(make_project().secret_key) as client:
+        sale = client.post(
+            "/v1/flash-sales",
+            json={"name": "Drop", "code": "DROP", "discount_value": 50, "stock": 100,
+                  "durability": durability},
+        ).json()  # fmt: skip
+        opened = client.post(f"/v1/flash-sales/{sale['id']}/open")
+        assert opened.status_code == 200, opened.text
+        figures = client.get("/v1/analytics/overview").json()
+        assert figures["flash_sales"] == {"open": 1, "scheduled": 0, "wins": 0}
+        assert (figures["redemptions_total"], figures["top_code"]) == (0, None)
+
+        voucher = client.get("/v1/vouchers/DROP").json()
+        verdict = client.post("/v1/vouchers/DROP/validate", json={"order_value": 10}).json()
+
+        assert (voucher["redeemed_count"], voucher["status"]) == (0, "active")
+        assert (verdict["valid"], verdict["remaining"]) == (True, 100)
+        frozen = client.patch("/v1/vouchers/DROP", json={"expires_at": "2031-01-01T00:00:00Z"})
+        assert (frozen.status_code, frozen.json()["code"]) == (409, "voucher_in_sale")
+
+
+def test_before_its_sale_a_code_of_a_sale_is_not_valid(
+    api: Api, make_project: Callable[..., Project]
+) -> None:
+    with api.client(make_project().secret_key) as client:
+        client.post(
+            "/v1/flash-sales",
+            json={"name": "Later", "code": "LATER", "discount_value": 50, "stock": 5,
+                  "starts_at": "2031-01-01T00:00:00Z", "durability": "strict"},
+        )  # fmt: skip
+
+        verdict = client.post("/v1/vouchers/LATER/validate", json={}).json()
+
+    assert (verdict["valid"], verdict["code"]) == (False, "not_started")

@@ -1,26 +1,37 @@
 -- name: counts :one
--- Campaigns, vouchers and flash sales of the project as they stand now.
+-- Campaigns, vouchers and flash sales of the project as they stand now. Totals come from the counts that every
+-- redemption changes in its own transaction, less the units that are out at Redis unsold or were burned there.
 SELECT p.time_zone,
        (SELECT count(*) FROM vf.campaigns c
          WHERE c.project_id = p.id AND c.status = 'active'
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS active_campaigns,
-       (SELECT count(*) FROM vf.vouchers v
-         WHERE v.project_id = p.id AND v.status = 'active'
-           AND (v.expires_at IS NULL OR v.expires_at > now())) AS active_vouchers,
-       r.redemptions_total, r.sale_wins, s.sales_open, s.sales_scheduled
+       v.active_vouchers,
+       v.taken - l.unsold - s.burned AS redemptions_total,
+       s.sales_open, s.sales_scheduled,
+       s.taken - l.unsold - s.burned AS sale_wins
   FROM vf.projects p
+ CROSS JOIN LATERAL (
+       SELECT count(*) FILTER (WHERE k.status = 'active'
+                                 AND (k.expires_at IS NULL OR k.expires_at > now()))
+                  AS active_vouchers,
+              coalesce(sum(k.direct_count + k.leased_count), 0)::bigint AS taken
+         FROM vf.vouchers k WHERE k.project_id = p.id) v
  CROSS JOIN LATERAL (
        SELECT count(*) FILTER (WHERE f.status = 'open' AND (f.ends_at IS NULL OR f.ends_at > now()))
                   AS sales_open,
-              count(*) FILTER (WHERE f.status = 'scheduled') AS sales_scheduled
+              count(*) FILTER (WHERE f.status = 'scheduled') AS sales_scheduled,
+              coalesce(sum(f.sold_count + f.leased_count), 0)::bigint AS taken,
+              coalesce(sum(f.burned_count), 0)::bigint AS burned
          FROM vf.flash_sales f WHERE f.project_id = p.id) s
  CROSS JOIN LATERAL (
-       SELECT count(*) AS redemptions_total, count(k.sale_id) AS sale_wins
-         FROM vf.redemptions k WHERE k.project_id = p.id AND k.status = 'redeemed') r
+       SELECT coalesce(sum(k.size - g.accounted), 0)::bigint AS unsold
+         FROM vf.leases k
+         JOIN vf.lease_progress g ON g.lease_id = k.id AND g.project_id = k.project_id
+        WHERE k.project_id = p.id AND k.state <> 'settled') l
  WHERE p.id = @project_id;
 
 -- name: today :one
--- The live redemptions of the project's day and the voucher most redeemed in it.
+-- The live redemptions of the project's day and the voucher most redeemed in it, from the ledger.
 WITH day AS (
     SELECT r.voucher_id, count(*) AS redemptions, sum(r.discount_minor) AS discount_minor
       FROM vf.redemptions r
@@ -39,8 +50,12 @@ SELECT coalesce(sum(d.redemptions), 0)::bigint AS redemptions,
 -- The code of a voucher, or with null of the one most redeemed ever; nothing before the first redemption.
 SELECT v.code
   FROM vf.vouchers v
+  LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id
+        AND l.state <> 'settled'
+  LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
+ CROSS JOIN LATERAL (
+       SELECT v.direct_count + v.leased_count - coalesce(l.size - p.accounted, 0) AS redeemed) r
  WHERE v.project_id = @project_id
-   AND (v.id = @voucher_id
-        OR @voucher_id::uuid IS NULL AND v.direct_count + v.leased_count > 0)
- ORDER BY v.direct_count + v.leased_count DESC, v.id DESC
+   AND (v.id = @voucher_id OR @voucher_id::uuid IS NULL AND r.redeemed > 0)
+ ORDER BY r.redeemed DESC, v.id DESC
  LIMIT 1;
