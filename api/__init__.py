@@ -1,0 +1,31 @@
+"""HTTP and nothing else: decode, call the operation of the same noun in `core`, encode.
+
+No SQL, no rule, no price is in here; what a status means is in `errors` alone. A handler is under
+fifteen lines.
+
+the way in
+  __main__        `python -m api`: Granian and its workers
+  app             which addresses there are, and what becomes of an error
+  front           the outermost callable: request ids, headers, and the two hot doors before Litestar
+  doors           redeem and claim, answered without Litestar
+  lifespan        what a worker holds open
+
+what handlers share
+  auth            the API key of a request
+  bodies          the one gate for JSON bodies
+  idempotency     the Idempotency-Key of a write
+  pagination      lists: limit, cursor, filters
+  answers         how a result becomes a response
+  errors          the only map from error codes to HTTP
+  metrics         counters of all workers
+
+the nouns
+  vouchers        /v1/vouchers
+  campaigns       /v1/campaigns
+  redemptions     /v1/redemptions
+  flash_sales     /v1/flash-sales
+  api_keys        /v1/api-keys
+  analytics       /v1/analytics
+  health          /healthz and /readyz
+  docs            /openapi.json and /docs
+"""

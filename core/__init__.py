@@ -1,0 +1,45 @@
+"""The product. It knows no HTTP: `api` is one of its callers, the command line another.
+
+The floors, from the top; a floor may import what is below it (pyproject.toml holds that).
+
+commands and processes
+  __main__        the command line: reads the environment, calls one function a command
+  supervisor      `up`: starts everything on one machine and keeps it running
+  reconciler      the write-behind of fast sales: Redis's stream into the ledger, and settling
+  worker          the clock's hand: opens, closes, grows and re-arms sales; tidies up
+  verify          proves the books
+  verify_redis      … against Redis
+  verify_history    … against what clients were told
+  doctor          says whether this set-up can keep the promise
+  demo            the demo project of a first start
+  local           the embedded PostgreSQL and Valkey
+
+operations
+  redeemer        the one way in for a redeem or a claim, whoever decides it
+  crowds          a sold-out voucher's crowd, answered from Redis
+  flash_sales     sales: make, show, open, pause, close, change
+  leases          arm a lease, grow it, let units come back: PostgreSQL first, Redis second
+  live_leases     what one API worker knows of the leases that are out
+  redemptions     pricing, reading and rolling back redemptions
+  vouchers        vouchers: make, read, edit, switch, validate
+  campaigns       campaigns: make, read, edit, pause
+  analytics       figures, from the ledger
+  tenants         accounts, projects, users
+  api_keys        keys: make, check, cache, revoke
+  audit_log       who changed what
+
+floors that know no noun
+  shared_commits  concurrent redeems of one voucher become one commit
+  idempotency     the stored answers of writes
+  db              PostgreSQL: the only floor that speaks asyncpg; named statements in db/sql
+  hot             Redis: the contract of a flash claim, its backends, and what steers a lease
+  seats           a worker's place on its node, and the marks kept there
+  shapes          types of request members that several nouns share
+  data_dir        who holds the data directory, and private files in it
+  logs            how log lines are written
+  processes       child processes that cannot outlive their parent
+  rules           the rule book: pure functions, integers, no clock
+  errors          every code there is
+  ids             public ids, and the id of a win
+  settings        what an operator may turn
+"""
