@@ -5,6 +5,7 @@ same structs. The two hot doors describe themselves through `HOT`.
 """
 
 import html
+import inspect
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +24,15 @@ VERSION: Final = "0.1.0"
 VENDOR_DIR: Final = Path(__file__).with_name("static") / "vendor"
 # The documentation browser, one self-contained file that set-up fetches; it may be missing.
 SCRIPT: Final = "scalar.js"
-# It would fetch fonts and count its users otherwise; the page's policy forbids both as well.
+# It would call its makers otherwise; the page's policy forbids that as well.
 CONFIGURATION: Final = msgspec.json.encode(
-    {"withDefaultFonts": False, "telemetry": False, "hideClientButton": True}
+    {
+        "withDefaultFonts": False,
+        "telemetry": False,
+        "hideClientButton": True,
+        "showDeveloperTools": "never",
+        "agent": {"disabled": True},
+    }
 ).decode()
 
 # Only what this server sends runs; the browser makes its styles at run time.
@@ -99,6 +106,7 @@ def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(
         unique, ref_template="#/components/schemas/{name}"
     )
+    _tidy(components)
     schema_of = {repr(t): s for t, s in zip(unique, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for hot in found:
@@ -122,6 +130,19 @@ def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
             },
         },
     }
+
+
+def _tidy(schema: Any) -> None:
+    """Say the type of enumerations, which some readers of descriptions need; unindent texts."""
+    for value in schema.values() if isinstance(schema, dict) else schema:
+        if not isinstance(value, dict | list):
+            continue
+        if isinstance(value, dict):
+            if isinstance(value.get("enum"), list) and "type" not in value:
+                value["type"] = "string"
+            if isinstance(value.get("description"), str):
+                value["description"] = inspect.cleandoc(value["description"])
+        _tidy(value)
 
 
 def _operation(hot: Hot, schema_of: dict[str, Any]) -> dict[str, Any]:

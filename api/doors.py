@@ -83,7 +83,7 @@ class Doors:
         terms = TermsCache(database)
         self.desk = SaleDesk(database, self.redis, settings)
         self._keeper = LeaseKeeper(database, self.redis, self._backend, terms, self._seat)
-        self._crowds = Crowds(database, self._backend, self.desk)
+        self._crowds = Crowds(database, self._backend, self.desk.leases)
         self._redeemer = Redeemer(
             database=database,
             commits=self._commits,

@@ -94,7 +94,15 @@ async def page(request: Req) -> Response[bytes]:
     """List redemptions, newest first, narrowed by code, customer, order, sale and dates."""
     caller = await auth.secret_caller(request)
     asked = pagination.asked(request, "rdm", *_FILTERS)
-    narrow = Filter(
+    services: Services = request.app.state.services
+    rows, has_more = await redemptions.list_page(
+        services.database, caller, _narrowed(asked), before=asked.after, limit=asked.limit
+    )
+    return answers.ok(pagination.Listed(rows, has_more))
+
+
+def _narrowed(asked: pagination.Page) -> Filter:
+    return Filter(
         code=asked.filters.get("code"),
         campaign_id=_parsed(asked, "campaign_id", "cmp"),
         sale_id=_parsed(asked, "flash_sale_id", "fls"),
@@ -104,11 +112,6 @@ async def page(request: Req) -> Response[bytes]:
         from_at=_instant(asked, "from"),
         to_at=_instant(asked, "to", is_end=True),
     )
-    services: Services = request.app.state.services
-    rows, has_more = await redemptions.list_page(
-        services.database, caller, narrow, before=asked.after, limit=asked.limit
-    )
-    return answers.ok(pagination.Listed(rows, has_more))
 
 
 @get(
@@ -162,7 +165,7 @@ async def _rolled_back(
                 work.answer(200, done)
             work.answer(200, await redemptions.shown(work.conn, caller, redemption_id))
     if isinstance(done, redemptions.RolledBack):
-        await desk_of(request).give_back(caller.project_id, redemption_id, done)
+        await desk_of(request).leases.give_back(caller.project_id, redemption_id, done)
     return work.response()
 
 

@@ -18,8 +18,8 @@ import structlog
 
 import core.db as db
 from core.errors import OutcomeUnknown, Unavailable
-from core.flash_sales import SaleDesk, redis_errors
 from core.hot import Answer, ClaimBackend, Outcome, crowds, leases
+from core.leases import Leases, redis_errors
 from core.redemptions import Priced, Terms
 
 # Facts are fresh for a second; three probes in that time, so that one may be late.
@@ -58,11 +58,11 @@ class _Crowd:
 class Crowds:
     """The sold-out vouchers of one process."""
 
-    def __init__(self, database: db.Database, backend: ClaimBackend, desk: SaleDesk) -> None:
+    def __init__(self, database: db.Database, backend: ClaimBackend, lease_desk: Leases) -> None:
         """Start empty; everything given is the caller's to close, after `stop`."""
         self._database = database
         self._backend = backend
-        self._desk = desk
+        self._leases = lease_desk
         self._crowds: dict[UUID, _Crowd] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -148,7 +148,7 @@ class Crowds:
                 sale_id=crowd.terms.sale_id,
             )
         at = str(voucher_id)
-        redis = self._desk.redis
+        redis = self._leases.redis
         if facts is None or not facts.is_sold_out:
             crowd.is_served = False
             if facts is not None:
@@ -170,9 +170,9 @@ class Crowds:
         return True
 
     def _records(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Record]:
-        return self._desk.records(project_id, voucher_id)
+        return self._leases.records(project_id, voucher_id)
 
     def _customers(self, project_id: UUID, voucher_id: UUID, facts: _Facts) -> Any:
         if facts.per_customer_limit is None:
             return ()
-        return self._desk.customers(project_id, voucher_id)
+        return self._leases.customers(project_id, voucher_id)

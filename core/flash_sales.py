@@ -6,36 +6,26 @@ leaves behind, the worker and the reconciler finish. The claim itself is `core.r
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Any, Final, Literal
-from uuid import UUID, uuid4
+from typing import Final, Literal
+from uuid import UUID
 
 import msgspec
-import redis.exceptions
 from redis.asyncio import Redis
 
 import core.db as db
 from core import ids
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Fault, Invalid, NotFound, Refusal, Unavailable
-from core.hot import crowds, leases
-from core.live_leases import ALIVE_WITHIN
-from core.redemptions import RolledBack
+from core.hot import leases as hot_leases
+from core.leases import Leases, ms_of, redis_errors
 from core.rules import codes, limits, money
 from core.rules.discounts import DiscountType
 from core.settings import Settings
 from core.shapes import Amount, Count, Instant
 
 NAME_LENGTH_MAX: Final = 200
-# `open` waits so long for every living worker to serve the lease: each looks five times a second
-# and a dead one drops out after three seconds.
-SERVED_WITHIN_S: Final = 6.0
-SERVED_POLL_S: Final = 0.03
-# Rows of a page while a voucher's history is loaded into Redis: a few milliseconds each.
-LOAD_PAGE: Final = 5_000
 # A claim that is refused without Redis may be judged by what was true so long ago.
 GLANCE_S: Final = 0.1
 GLANCES_MAX: Final = 1_000
@@ -283,7 +273,7 @@ async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
         issued = row.lease_accounted
         if row.lease_id is not None:
             try:
-                state = await leases.read_state(redis, str(row.lease_id))
+                state = await hot_leases.read_state(redis, str(row.lease_id))
             except (redis_errors, OSError):
                 state = None
             issued = max(issued, state.issued if state else 0)
@@ -328,9 +318,6 @@ async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
     )
 
 
-redis_errors: Final = redis.exceptions.RedisError
-
-
 class SaleDesk:
     """Steers sales on behalf of one process: it has both stores at hand."""
 
@@ -338,7 +325,7 @@ class SaleDesk:
         """Everything given is the caller's to close."""
         self.database = database
         self.redis = redis_client
-        self._settings = settings
+        self.leases = Leases(database, redis_client, settings)
         self._glances: dict[UUID, tuple[float, asyncio.Task[SaleRow]]] = {}
 
     async def glance(self, project_id: UUID, sale_id: UUID) -> SaleRow:
@@ -394,35 +381,17 @@ class SaleDesk:
                 )
             if done is None:
                 return Refusal(code="sale_over", detail="This sale is over; make another one.")
-            await self.void_crowd(project_id, done)
+            await self.leases.void_crowd(project_id, done)
             return None
         try:
             return await self._open_fast(project_id, sale_id, by_hand, waits)
         except (redis_errors, OSError) as error:
             raise Unavailable("Redis is away; a fast sale cannot be armed without it.") from error
 
-    async def void_crowd(self, project_id: UUID, voucher_id: UUID) -> None:
-        """Void what Redis was told of a sold-out voucher: a unit, or the sale, may be back.
-
-        Call it after the commit that raised the voucher's crowd version. Without Redis there is
-        nothing to void: facts outlive their last probe by a second at most.
-        """
-        async with self.database.transaction(project_id, reads_only=True) as conn:
-            version = await db.one(
-                conn,
-                "redemptions.crowd_version",
-                int,
-                project_id=project_id,
-                voucher_id=voucher_id,
-            )
-        assert version is not None
-        with contextlib.suppress(redis_errors, OSError):
-            await crowds.clear(self.redis, str(voucher_id), version)
-
     async def _open_fast(
         self, project_id: UUID, sale_id: UUID, by_hand: bool, waits: bool
     ) -> Refusal | None:
-        armed = await self._arm(project_id, sale_id, by_hand)
+        armed = await self.leases.arm(project_id, sale_id, by_hand)
         if isinstance(armed, Refusal):
             return armed
         lease_id, size = armed
@@ -432,143 +401,12 @@ class SaleDesk:
                 conn, "flash_sales.set_open", project_id=project_id, id=sale_id, by_hand=by_hand
             )
         if opened:
-            state = await leases.set_state(self.redis, str(lease_id), "open")
+            state = await hot_leases.set_state(self.redis, str(lease_id), "open")
             if by_hand and state is not None and state.start_ms:
-                await leases.set_start(self.redis, str(lease_id), 0)
+                await hot_leases.set_start(self.redis, str(lease_id), 0)
         if waits:
-            await self._await_served(lease_id, size)
+            await self.leases.await_served(lease_id, size)
         return None
-
-    async def _arm(
-        self, project_id: UUID, sale_id: UUID, by_hand: bool
-    ) -> tuple[UUID, int] | Refusal:
-        async with self.database.connection(reads_only=True) as conn:
-            now = await db.value(conn, "flash_sales.clock", datetime)
-        facts = await leases.server_facts(self.redis, int(now.timestamp() * 1000))
-        faults = leases.arming_faults(facts)
-        if faults:
-            return Refusal(
-                code="cannot_arm",
-                detail=" ".join(faults) + " A sale with durability strict needs nothing of this.",
-                because={"faults": faults},
-            )
-        lease_id = uuid4()
-        async with self.database.connection() as conn:
-            armed = await db.one(
-                conn,
-                "flash_sales.arm_lease",
-                _Armed,
-                project_id=project_id,
-                id=sale_id,
-                lease_id=lease_id,
-                tag=ids.new_tag(int(now.timestamp() * 1000)),
-                run_id=facts.run_id,
-                backlog_max=self._settings.backlog_max,
-            )
-        assert armed is not None
-        match armed.outcome:
-            case "sold_out":
-                return Refusal(code="sold_out", detail="The voucher has no unit left to sell.")
-            case "not_found":
-                return Refusal(code="sale_over", detail="This sale is over; make another one.")
-        assert armed.lease_id is not None and armed.size is not None
-        await self._load(project_id, armed.lease_id, by_hand)
-        return armed.lease_id, armed.size
-
-    async def _load(self, project_id: UUID, lease_id: UUID, by_hand: bool) -> None:
-        """Bring an arming lease into Redis; a lease that is open already is left alone."""
-        async with self.database.transaction(project_id, reads_only=True) as conn:
-            found = await db.one(
-                conn,
-                "flash_sales.lease_facts",
-                _LeaseFacts,
-                project_id=project_id,
-                lease_id=lease_id,
-            )
-        assert found is not None
-        if found.state != "arming":
-            return
-        system, _, timeline = found.pg_lineage.partition("/")
-        facts = leases.LeaseFacts(
-            lease_id=str(lease_id),
-            size=found.size,
-            backlog_max=found.backlog_max,
-            start_ms=0 if by_hand else _ms(found.starts_at),
-            end_ms=_ms(found.ends_at),
-            customer_limit=found.per_customer_limit or 0,
-            state="paused" if found.status == "paused" and not by_hand else "open",
-            pg_system=system,
-            pg_timeline=timeline,
-            project=str(project_id),
-        )
-        customers = (
-            self.customers(project_id, found.voucher_id)
-            if found.per_customer_limit is not None
-            else ()
-        )
-        await leases.arm(self.redis, facts, self.records(project_id, found.voucher_id), customers)
-        async with self.database.transaction(project_id) as conn:
-            await db.run(conn, "flash_sales.lease_open", project_id=project_id, lease_id=lease_id)
-
-    async def records(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Record]:
-        """Yield a voucher's redemptions as idempotency records, page by page."""
-        after: UUID | None = None
-        while True:
-            async with self.database.transaction(project_id, reads_only=True) as conn:
-                page = await db.many(
-                    conn,
-                    "redemptions.records",
-                    RecordRow,
-                    project_id=project_id,
-                    voucher_id=voucher_id,
-                    after=after,
-                    limit=LOAD_PAGE,
-                )
-            for row in page:
-                yield record_of(row)
-            if len(page) < LOAD_PAGE:
-                return
-            after = page[-1].id
-
-    async def customers(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Customer]:
-        """Yield what a voucher's customers hold, page by page."""
-        after: str | None = None
-        while True:
-            async with self.database.transaction(project_id, reads_only=True) as conn:
-                page = await db.many(
-                    conn,
-                    "redemptions.customers",
-                    CustomerRow,
-                    project_id=project_id,
-                    voucher_id=voucher_id,
-                    after=after,
-                    limit=LOAD_PAGE,
-                )
-            for row in page:
-                yield customer_of(row)
-            if len(page) < LOAD_PAGE:
-                return
-            after = page[-1].customer_id
-
-    async def _await_served(self, lease_id: UUID, size: int) -> None:
-        until = time.monotonic() + SERVED_WITHIN_S
-        while True:
-            async with self.database.connection(reads_only=True) as conn:
-                missing = await db.value(
-                    conn,
-                    "flash_sales.unserved",
-                    int,
-                    lease_id=lease_id,
-                    size=size,
-                    alive_within=ALIVE_WITHIN,
-                )
-            if missing == 0:
-                return
-            if time.monotonic() > until:
-                raise Unavailable(
-                    f"The sale is armed, but {missing} worker(s) do not serve it yet; ask again."
-                )
-            await asyncio.sleep(SERVED_POLL_S)
 
     async def pause(self, project_id: UUID, sale_id: UUID) -> Refusal | None:
         """Pause an open sale; `open` ends the pause. Refuses: sale_not_open."""
@@ -578,7 +416,7 @@ class SaleDesk:
         row = await self.read(project_id, sale_id)
         if done is None:
             return Refusal(code="sale_not_open", detail=f"This sale is {row.phase()}, not open.")
-        await self.void_crowd(project_id, row.voucher_id)
+        await self.leases.void_crowd(project_id, row.voucher_id)
         await self._tell_redis(row, "paused")
         return None
 
@@ -588,14 +426,14 @@ class SaleDesk:
             await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
             await db.one(conn, "flash_sales.close", UUID, project_id=project_id, id=sale_id)
         row = await self.read(project_id, sale_id)
-        await self.void_crowd(project_id, row.voucher_id)
+        await self.leases.void_crowd(project_id, row.voucher_id)
         await self._tell_redis(row, "closed")
 
-    async def _tell_redis(self, row: SaleRow, state: leases.State) -> None:
+    async def _tell_redis(self, row: SaleRow, state: hot_leases.State) -> None:
         if row.lease_id is None:
             return
         try:
-            await leases.set_state(self.redis, str(row.lease_id), state)
+            await hot_leases.set_state(self.redis, str(row.lease_id), state)
         except (redis_errors, OSError) as error:
             # The reconciler repeats it as soon as Redis is back, where no claim is answered either.
             raise Unavailable(
@@ -635,128 +473,17 @@ class SaleDesk:
             )
         if done is None:
             return Refusal(code="sale_over", detail="This sale is over; make another one.")
-        await self.void_crowd(project_id, done)
+        await self.leases.void_crowd(project_id, done)
         if before.lease_id is not None:
             try:
-                await self.grow(project_id, before.lease_id)
+                await self.leases.grow(project_id, before.lease_id)
                 if sets_end:
-                    await leases.set_end(self.redis, str(before.lease_id), _ms(ends_at))
+                    await hot_leases.set_end(self.redis, str(before.lease_id), ms_of(ends_at))
             except (redis_errors, OSError) as error:
                 raise Unavailable("Stored; Redis is away and follows when it is back.") from error
         return None
-
-    async def give_back(self, project_id: UUID, redemption_id: UUID, done: RolledBack) -> None:
-        """Let Redis know of a unit that came back: the crowd, the customer, the live lease.
-
-        Call it after the commit. What Redis does not hear now it hears at the next look of the
-        worker (the unit) or when the lease is settled (the customer).
-        """
-        assert done.voucher_id is not None
-        await self.void_crowd(project_id, done.voucher_id)
-        if done.lease_id is None or done.lease_state == "settled":
-            return
-        with contextlib.suppress(redis_errors, OSError):
-            if done.customer_id is not None:
-                await leases.release(
-                    self.redis,
-                    str(done.lease_id),
-                    done.customer_id,
-                    ids.format_id("rdm", redemption_id),
-                )
-            await self.grow(project_id, done.lease_id)
-
-    async def grow(self, project_id: UUID, lease_id: UUID) -> None:
-        """Raise a live lease by what there is to sell beyond it; Redis is told second."""
-        async with self.database.transaction(project_id, reads_only=True) as conn:
-            seen = await db.one(
-                conn,
-                "flash_sales.lease_facts",
-                _LeaseFacts,
-                project_id=project_id,
-                lease_id=lease_id,
-            )
-        if seen is None or seen.state != "open":
-            return
-        async with self.database.connection() as conn:
-            size = await db.value(
-                conn,
-                "flash_sales.grow_lease",
-                int,
-                project_id=project_id,
-                lease_id=lease_id,
-                size_seen=seen.size,
-            )
-        await leases.grow(self.redis, str(lease_id), size)
 
 
 def _checked_patch(patch: FlashSalePatch) -> None:
     if patch.name is not None and not 0 < len(patch.name.strip()) <= NAME_LENGTH_MAX:
         raise Invalid(f"name must have 1 to {NAME_LENGTH_MAX} characters", field="name")
-
-
-class _Armed(msgspec.Struct):
-    outcome: str
-    lease_id: UUID | None
-    size: int | None
-    seq_base: int | None
-
-
-class _LeaseFacts(msgspec.Struct):
-    lease_id: UUID
-    size: int
-    backlog_max: int
-    pg_lineage: str
-    state: str
-    starts_at: datetime | None
-    ends_at: datetime | None
-    status: str
-    per_customer_limit: int | None
-    voucher_id: UUID
-    now: datetime
-
-
-class RecordRow(msgspec.Struct):
-    """A redemption as an idempotency record."""
-
-    id: UUID
-    key: str
-    fingerprint: bytes
-    redeemed_at: datetime
-    remaining: int | None
-    seq: int
-    order_value_minor: int
-    discount_minor: int
-    sale_id: UUID | None
-
-
-class CustomerRow(msgspec.Struct):
-    """What a customer holds of a voucher."""
-
-    customer_id: str
-    live_count: int
-    last_redemption_id: UUID
-
-
-def record_of(row: RecordRow) -> leases.Record:
-    """Return a redemption as Redis keeps it; `core.redeemer` reads the payload back."""
-    payload = msgspec.json.encode(
-        (
-            row.order_value_minor,
-            row.discount_minor,
-            row.id,
-            row.seq,
-            row.remaining,
-            row.sale_id,
-        )
-    )
-    at_ms = int(row.redeemed_at.timestamp() * 1000)
-    return row.key, row.fingerprint.hex(), at_ms, row.remaining or 0, payload
-
-
-def customer_of(row: CustomerRow) -> leases.Customer:
-    """Return a customer's count with the redemption that a refusal names."""
-    return row.customer_id, row.live_count, ids.format_id("rdm", row.last_redemption_id)
-
-
-def _ms(at: Any) -> int:
-    return int(at.timestamp() * 1000) if at is not None else 0

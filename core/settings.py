@@ -70,10 +70,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Answered flash wins, in units, that may wait for PostgreSQL; frozen in a lease at arming."""
     trim_keep_s: int = 3_600
     """Seconds a settled win stays in the stream: what a restored PostgreSQL can be given back."""
-    request_body_max: int = 1_048_576
-    """Bytes of a request body; bulk uploads are the largest legitimate ones."""
-    webhooks_allow_private: bool = False
-    """Whether webhooks may be delivered to private, loopback and link-local addresses."""
 
     def __repr__(self) -> str:
         """Show where the process works, never the secret or a URL's password."""
@@ -202,7 +198,6 @@ _RANGES = {
     "pool_size_max": (1, 500),
     "backlog_max": (1, 100_000_000),
     "trim_keep_s": (0, 30 * 86_400),
-    "request_body_max": (1_024, 64 * 1_048_576),
 }
 _SCHEMES = {
     "database_url": ("postgresql", "postgres"),

@@ -90,7 +90,7 @@ async def _do(desk: SaleDesk, sale: DueSale) -> None:
         _log.info("sale_closed", sale=str(sale.sale_id))
         return
     if sale.lease_id is not None and sale.lease_state == "open" and sale.status == "open":
-        await desk.grow(sale.project_id, sale.lease_id)
+        await desk.leases.grow(sale.project_id, sale.lease_id)
         return
     refused = await desk.open(sale.project_id, sale.sale_id, by_hand=False, waits=False)
     if isinstance(refused, Refusal):

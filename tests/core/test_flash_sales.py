@@ -100,7 +100,7 @@ async def test_a_unit_that_was_given_back_is_sold_again_once(house: Any, durabil
     async with house.services.database.transaction(house.project_id) as conn:
         done = await redemptions.roll_back(conn, house.caller, back, "a test")
     assert isinstance(done, redemptions.RolledBack)
-    await house.doors.desk.give_back(house.project_id, back, done)
+    await house.doors.desk.leases.give_back(house.project_id, back, done)
     async with house.services.database.transaction(house.project_id) as conn:
         again = await redemptions.roll_back(conn, house.caller, back, None)
     assert isinstance(again, Refusal)
