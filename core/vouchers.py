@@ -296,17 +296,19 @@ async def validate(
 ) -> Verdict:
     """Say whether a redemption would work now, and what it would take off. Consumes nothing.
 
-    Without a customer or an order value the limits that need one are not judged. Under a fast
-    sale the rest is what the ledger knows, some milliseconds late.
+    Without a customer the customer's limit is not judged; an order without a value is worth
+    nothing. Under a fast sale the rest is what the ledger knows, some milliseconds late.
     Raises: NotFound, Invalid.
     """
     stored = await find(conn, caller, code_or_id)
     order_value = None
     if money.is_given(question.order_value):
         order_value = money.parse_amount(question.order_value, caller.currency, field="order_value")
-    sale = await db.one(
-        conn, "vouchers.sale_state", _SaleState, project_id=caller.project_id, id=stored.id
-    )
+    sale = None
+    if stored.sale_only or stored.authority == "flash" or stored.flash_sale_id is not None:
+        sale = await db.one(
+            conn, "vouchers.sale_state", _SaleState, project_id=caller.project_id, id=stored.id
+        )
     holds_units = stored.authority == "flash" and sale is not None
     remaining = (
         limits.smallest_rest(sale.rest, None if holds_units else stored.remaining)

@@ -62,6 +62,10 @@ def test_amounts_are_described_as_numbers(client: httpx.Client) -> None:
 
     assert schemas["NewVoucher"]["properties"]["discount_value"] == {"type": "number"}
     assert schemas["Verdict"]["properties"]["discount_applied"] == {"type": "number"}
+    assert schemas["Campaign"]["properties"]["status"] == {
+        "type": "string",
+        "enum": ["active", "ended", "paused"],
+    }
 
 
 def test_the_docs_load_nothing_from_elsewhere(client: httpx.Client) -> None:

@@ -346,3 +346,52 @@ def test_two_writers_of_one_code_leave_one_voucher(client: httpx.Client, api: Ap
 
     assert statuses == [201] + [409] * 7
     assert len(api.rows("select 1 from vf.vouchers where code = 'RACE'")) == 1
+
+
+@pytest.mark.parametrize(
+    ("terms", "request_body", "code"),
+    [
+        ({}, {"order_value": 89.99}, None),
+        ({"discount_type": "AMOUNT", "discount_value": 5}, {"order_value": 3}, None),
+        ({"discount_type": "AMOUNT", "discount_value": 5}, {}, None),
+        ({"min_order_value": 50}, {"order_value": 50}, None),
+        ({"min_order_value": 50}, {"order_value": 49.99}, "order_value_too_low"),
+        ({"expires_at": "2020-01-01T00:00:00Z"}, {}, "voucher_expired"),
+        ({"starts_at": "2999-01-01T00:00:00Z"}, {}, "not_started"),
+        ({"max_redemptions": 1}, {"used": True}, "limit_reached"),
+        ({"per_customer_limit": 1}, {"customer_id": "c", "used": True}, "customer_limit_reached"),
+        ({"switch": "disable"}, {}, "voucher_inactive"),
+        ({"campaign": "pause"}, {}, "paused"),
+        ({"campaign": "pause", "switch": "disable"}, {}, "voucher_inactive"),
+    ],
+    ids=str,
+)
+def test_redeem_answers_what_validate_said(
+    client: httpx.Client, terms: dict, request_body: dict, code: str | None
+) -> None:
+    terms, body = dict(terms), dict(request_body)
+    switch, pause, is_used = (
+        terms.pop("switch", None),
+        terms.pop("campaign", None),
+        body.pop("used", False),
+    )
+    if pause:
+        campaign = client.post("/v1/campaigns", json={"name": "Pausing"}).json()["id"]
+        terms["campaign_id"] = campaign
+    voucher = client.post("/v1/vouchers", json={"discount_value": 20, **terms}).json()["code"]
+    if is_used:
+        assert client.post(f"/v1/vouchers/{voucher}/redeem", json=body).status_code == 200
+    if switch:
+        client.post(f"/v1/vouchers/{voucher}/{switch}")
+    if pause:
+        client.post(f"/v1/campaigns/{campaign}/pause")
+
+    said = client.post(f"/v1/vouchers/{voucher}/validate", json=body).json()
+    done = client.post(f"/v1/vouchers/{voucher}/redeem", json=body)
+
+    if code is None:
+        assert (said["valid"], done.status_code) == (True, 200), done.text
+        assert said["discount_applied"] == done.json()["discount_applied"]
+    else:
+        assert (said["valid"], said["code"]) == (False, code)
+        assert (done.status_code, done.json()["code"]) == (409, code)
