@@ -353,7 +353,7 @@ async def _voucher(
         return found[0]
     report.unchecked.append(
         f"the history's code {code!r}: "
-        + ("several projects have it, name one with --project" if found else "there is none")
+        + ("several projects have it" if found else "there is none")
     )
     return None
 

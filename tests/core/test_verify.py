@@ -112,7 +112,7 @@ class Books:
             wins = [win for win in entry.wins if win.seq != drop_seq]
             settled = await self.owner.fetchrow(
                 "select * from vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-                " $13, $14, $15)",
+                " $13, $14, $15, '{}', '{}')",
                 *(PROJECT, lease, from_id, entry.id, [win.seq for win in wins]),
                 [uuid.UUID(json.loads(win.payload)["id"]) for win in wins],
                 *([win.key for win in wins], [bytes.fromhex(win.fingerprint) for win in wins]),

@@ -1,7 +1,9 @@
 """`kill -9` of each process in the middle of a sale: it comes back by itself and loses nothing."""
 
+import itertools
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -89,7 +91,7 @@ def longest_silence(history: Path, since_s: float) -> float:
         for call in map(json.loads, history.read_text().splitlines())
         if call["out"] in ("ok", "sold_out", "limit") and call["ret"] > since_s
     )
-    return max((b - a for a, b in zip([since_s, *decided], decided, strict=False)), default=0.0)
+    return max((b - a for a, b in itertools.pairwise([since_s or decided[0], *decided])))
 
 
 @MODES
@@ -121,6 +123,26 @@ def test_a_sale_survives_the_death_of_any_process(
 def assert_nothing_stopped(summary: Summary) -> None:
     """Nobody was sent away or left without an answer."""
     assert set(summary.answers) <= {"200 redeemed", "409 sold_out"}, summary.answers
+
+
+@MODES
+def test_a_sale_survives_one_death_after_another(
+    product: Product, tmp_path: Path, durability: str
+) -> None:
+    """Five kills at random moments of one sale, each process once, in random order."""
+    sale = Sale(product, durability, tmp_path)
+    order = ["worker", "api", "reconciler", "valkey", "postgres"]
+    random.shuffle(order)
+    with sale.crowd(replay_share=0.1) as crowd:
+        for number, name in enumerate(order):
+            wait_for_wins(crowd, 1_000 + number * 3_000)
+            time.sleep(random.random() / 5)
+            dead = victim_of(product, name)
+            os.kill(dead, signal.SIGKILL)
+            print(f"{name} killed, back in {wait_for_successor(product, name, dead):.1f} s")
+        summary = finish(crowd)
+    assert longest_silence(sale.history, 0.0) <= BACK_WITHIN_S
+    sale.assert_sold_exactly(summary)
 
 
 @MODES
