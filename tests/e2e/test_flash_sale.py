@@ -9,7 +9,7 @@ import pytest
 
 from bench.connections import Target, request
 from bench.product import Product
-from tests.e2e.sales import Sale, finish, running
+from tests.e2e.sales import Sale, finish, running, wait_for_wins
 
 pytestmark = pytest.mark.timeout(240)
 MODES = pytest.mark.parametrize("durability", ["fast", "strict"])
@@ -30,6 +30,20 @@ def test_20000_units_go_to_exactly_20000_of_60000_customers(
         summary = finish(crowd)
     sale.assert_sold_exactly(summary)
     assert sale.read()["status"] == "sold_out"
+
+
+@MODES
+def test_the_books_balance_at_any_moment_of_a_selling_sale(
+    product: Product, tmp_path: Path, durability: str
+) -> None:
+    sale = Sale(product, durability, tmp_path, stock=6_000)
+    with sale.crowd(9_000) as crowd:
+        wait_for_wins(crowd, 500)
+        audits = [product.verify() for _ in range(2)]
+        summary = finish(crowd)
+    assert [status for status, _ in audits] == [0, 0], audits
+    assert all("violations: 0" in audit for _, audit in audits)
+    sale.assert_sold_exactly(summary)
 
 
 @MODES
