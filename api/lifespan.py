@@ -1,14 +1,27 @@
 """What one worker process holds open, from its first request to its last."""
 
 import asyncio
-import contextlib
-from typing import Any, Protocol
+from typing import Protocol
 
-from api.errors import Problems
+import msgspec
+
+from api.errors import Answer, Problems
 from core.api_keys import KeyCache
 from core.db import STATEMENT_CACHE_SIZE, Database
+from core.endings import end
 from core.flash_sales import SaleDesk
 from core.settings import Settings
+
+
+class HotCall(msgspec.Struct, frozen=True, gc=False):
+    """A request at a hot door: `name` from the address, three headers, and the body whole."""
+
+    name: str
+    authorization: bytes | None
+    idempotency_key: bytes | None
+    content_type: bytes | None
+    raw: bytes
+    request_id: str
 
 
 class HotDoors(Protocol):
@@ -23,18 +36,13 @@ class HotDoors(Protocol):
     async def stop(self) -> None:
         """Finish what is in flight and close. The database is closed afterwards."""
 
-    async def redeem(
-        self, scope: dict[str, Any], receive: Any, send: Any, code: str, request_id: str
-    ) -> int:
-        """Answer POST /v1/vouchers/{code}/redeem and return the status that was sent.
+    async def redeem(self, call: HotCall) -> Answer:
+        """Answer POST /v1/vouchers/{code}/redeem. A Fault becomes its problem in `front`."""
+        ...
 
-        May raise a Fault as long as nothing was sent: `front` writes the problem.
-        """
-
-    async def claim(
-        self, scope: dict[str, Any], receive: Any, send: Any, sale_id: str, request_id: str
-    ) -> int:
+    async def claim(self, call: HotCall) -> Answer:
         """Answer POST /v1/flash-sales/{id}/claim; as `redeem`."""
+        ...
 
 
 class Services:
@@ -70,7 +78,5 @@ class Services:
         if self.doors is not None:
             await self.doors.stop()
         if self._poll is not None:
-            self._poll.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poll
+            await end(self._poll)
         await self.database.close()

@@ -20,6 +20,7 @@ import rich_click as click
 
 from core import logs
 from core import settings as settings_module
+from core.endings import end
 from core.processes import ServerError, die_with_parent
 from core.settings import PROJECT_ROOT, Settings, SettingsError
 
@@ -154,13 +155,14 @@ def _run_until_signal(module: str, data_dir: Path | None) -> None:
     async def run(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(importlib.import_module(module).run(settings))
+        endings: list[asyncio.Task[None]] = []
 
         def stop() -> None:
-            if not task.cancelling():
+            if not endings:
                 deadline.start()
                 if os.getppid() != parent:
                     orphaned.start()
-            task.cancel()
+                endings.append(loop.create_task(end(task)))
 
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, stop)

@@ -7,7 +7,6 @@ and older facts are void. Losing Redis only means that PostgreSQL is asked.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -17,6 +16,7 @@ import msgspec
 import structlog
 
 import core.db as db
+from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import Answer, ClaimBackend, Outcome, crowds, leases
 from core.leases import Leases, redis_errors
@@ -68,11 +68,7 @@ class Crowds:
 
     async def stop(self) -> None:
         """Stop renewing."""
-        for task in list(self._tasks):
-            task.cancel()
-        for task in list(self._tasks):
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*(end(task) for task in list(self._tasks)))
 
     def sold_out(self, terms: Terms) -> None:
         """Note that PostgreSQL has just said sold out; begin to keep this voucher's crowd."""

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 import core.db as db
+from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import ClaimBackend, leases
 from core.redemptions import Terms, TermsCache
@@ -132,9 +133,7 @@ class LeaseKeeper:
     async def stop(self) -> None:
         """Stop looking and tell PostgreSQL that this worker has gone."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         with contextlib.suppress(Unavailable, OutcomeUnknown):
             async with self._database.connection() as conn:
                 await db.run(conn, "lease_workers.leave", worker_id=self._seat.worker_id)

@@ -6,7 +6,6 @@ says of a sale, and settles leases that are drained. Nothing here answers a clie
 """
 
 import asyncio
-import contextlib
 import time
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -19,6 +18,7 @@ import structlog
 
 import core.db as db
 from core import ids
+from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import leases
 from core.live_leases import SILENT_AFTER
@@ -175,11 +175,7 @@ class Reconciler:
 
     async def stop(self) -> None:
         """End every task between two commits."""
-        for task in self._tasks.values():
-            task.cancel()
-        for task in self._tasks.values():
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*(end(task) for task in self._tasks.values()))
 
     async def _follow(self, lease_id: UUID) -> None:
         follower = Follower(self, lease_id)

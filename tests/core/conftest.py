@@ -4,7 +4,6 @@ Real PostgreSQL, real Valkey, the compiled batcher; only HTTP is left out.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -18,6 +17,7 @@ from api.doors import Doors
 from api.lifespan import Services
 from core import db, flash_sales, ids
 from core.api_keys import Caller
+from core.endings import end
 from core.errors import Fault, Refusal
 from core.flash_sales import NewFlashSale
 from core.reconciler import Reconciler
@@ -64,9 +64,7 @@ class House:
         await self.owner.close()
 
     async def stop_reconciler(self) -> None:
-        self._reconciling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reconciling
+        await end(self._reconciling)
         await self.reconciler.stop()
 
     async def voucher(self, code: str, **columns: Any) -> UUID:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from core import worker
+from core.endings import end
 from core.local import Servers
 from core.redemptions import Redemption
 from core.settings import Settings
@@ -112,7 +113,7 @@ async def test_a_replaced_valkey_is_fenced_and_never_sells_a_unit_twice(
     replay = await claim_until_answered(home, sale, 3)
     assert replay == first[3]
     assert (await home.shown(sale)).written_off == 10
-    reconciling.cancel()
+    await end(reconciling)
 
 
 async def test_a_valkey_that_is_set_to_forget_is_fenced_and_the_rest_waits(

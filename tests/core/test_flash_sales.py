@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from core import redemptions, worker
+from core.endings import end
 from core.errors import Invalid, Refusal
 from core.flash_sales import FlashSalePatch
 from core.ids import parse_id
@@ -142,5 +143,5 @@ async def test_two_reconcilers_settle_every_win_once(house: Any) -> None:
     await house.until("select count(*) from vf.redemptions", 500)
     assert await house.value("select inserted_count from vf.lease_progress") == 500
     assert await house.value("select count(*) from vf.quarantine") == 0
-    task.cancel()
+    await end(task)
     await other.stop()
