@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +57,7 @@ def main() -> None:
         "api.app:create",
         address=settings.host,
         port=settings.port,
-        interface=Interfaces.ASGI,
+        interface=Interfaces.RSGI,
         workers=settings.workers,
         runtime_threads=1,
         loop=Loops.uvloop,
@@ -89,7 +88,7 @@ def _check_port(settings: Settings) -> None:
             ) from None
 
 
-def _load(settings: Settings) -> Callable[..., Any]:
+def _load(settings: Settings) -> Any:
     """Make the application inside a worker process."""
     die_with_parent(signal.SIGKILL)
     from api import app

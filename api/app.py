@@ -4,8 +4,6 @@ A new noun adds its ROUTES to the list below and nothing else.
 """
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
@@ -53,22 +51,13 @@ _log = structlog.get_logger("vauchflow.requests")
 
 
 def create(settings: Settings) -> Front:
-    """Make one worker's application. Nothing is opened before its lifespan starts."""
+    """Make one worker's application. Nothing is opened before `Front.__rsgi_init__`."""
     services = Services(settings)
     services.doors = Doors(services)
-
-    @asynccontextmanager
-    async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        await services.start()
-        try:
-            yield
-        finally:
-            await services.stop()
 
     described = msgspec.json.encode(docs.describe(ROUTES, settings.base_url))
     app = Litestar(
         route_handlers=ROUTES,
-        lifespan=[lifespan],
         state=State({"services": services, "openapi": described}),
         openapi_config=None,
         logging_config=None,

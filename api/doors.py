@@ -14,9 +14,9 @@ from msgspec import json
 from api import bodies
 from api.auth import caller_of, require_secret
 from api.errors import Answer
-from api.front import JSON, Receive, Scope, Send, send_answer
+from api.front import JSON
 from api.idempotency import key_of
-from api.lifespan import Services
+from api.lifespan import HotCall, Services
 from core import ids
 from core.api_keys import Caller
 from core.crowds import Crowds
@@ -105,47 +105,28 @@ class Doors:
         await self.redis.aclose()
         await self._commit_database.close()
 
-    async def redeem(
-        self, scope: Scope, receive: Receive, send: Send, code: str, request_id: str
-    ) -> int:
-        """Answer POST /v1/vouchers/{code}/redeem and return the status."""
-        caller, new, key = await self._read(scope, receive)
-        answered = await self._redeemer.redeem(caller, code, new, key)
-        return await self._send(send, answered, request_id)
+    async def redeem(self, call: HotCall) -> Answer:
+        """Answer POST /v1/vouchers/{code}/redeem."""
+        caller, new, key = await self._read(call)
+        return self._answer(await self._redeemer.redeem(caller, call.name, new, key), call)
 
-    async def claim(
-        self, scope: Scope, receive: Receive, send: Send, sale_id: str, request_id: str
-    ) -> int:
-        """Answer POST /v1/flash-sales/{id}/claim and return the status."""
-        caller, new, key = await self._read(scope, receive)
-        sale = ids.parse_id("fls", sale_id)
+    async def claim(self, call: HotCall) -> Answer:
+        """Answer POST /v1/flash-sales/{id}/claim."""
+        caller, new, key = await self._read(call)
+        sale = ids.parse_id("fls", call.name)
         if sale is None:
             raise NotFound("There is no flash sale with this id.")
-        answered = await self._redeemer.claim(caller, sale, new, key)
-        return await self._send(send, answered, request_id)
+        return self._answer(await self._redeemer.claim(caller, sale, new, key), call)
 
-    async def _read(
-        self, scope: Scope, receive: Receive
-    ) -> tuple[Caller, NewRedemption, str | None]:
-        authorization = idempotency_key = content_type = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = value
-            elif name == b"idempotency-key":
-                idempotency_key = value
-            elif name == b"content-type":
-                content_type = value
-        caller = require_secret(await caller_of(self._services, authorization))
-        bodies.check_media_type(content_type)
-        raw = await bodies.receive_body(receive)
-        new = bodies.decode(raw, NewRedemption)
-        return caller, new, key_of(idempotency_key)
+    async def _read(self, call: HotCall) -> tuple[Caller, NewRedemption, str | None]:
+        caller = require_secret(await caller_of(self._services, call.authorization))
+        bodies.check_media_type(call.content_type)
+        return caller, bodies.decode(call.raw, NewRedemption), key_of(call.idempotency_key)
 
-    async def _send(self, send: Send, answered: Redemption | Refusal, request_id: str) -> int:
+    def _answer(self, answered: Redemption | Refusal, call: HotCall) -> Answer:
         if isinstance(answered, Redemption):
-            return await send_answer(send, Answer(200, _encode(answered), _OK), request_id)
-        problem = self._services.problems.of_refusal(answered, request_id)
-        return await send_answer(send, problem, request_id)
+            return Answer(200, _encode(answered), _OK)
+        return self._services.problems.of_refusal(answered, call.request_id)
 
 
 def _backend(redis_url: str, seat: Seat) -> Any:

@@ -11,7 +11,6 @@ from litestar.response import Response
 
 from api import bodies
 from api.errors import Answer
-from api.front import header
 from api.lifespan import Services
 from core import db, idempotency
 from core.api_keys import Caller
@@ -93,7 +92,8 @@ async def write(
     Raises: Invalid, RequestInFlight, IdempotencyMismatch, Unavailable, OutcomeUnknown.
     """
     services: Services = request.app.state.services
-    key = key_of(header(request.scope, b"idempotency-key"))  # type: ignore[arg-type]
+    headers = request.scope["headers"]
+    key = key_of(next((v for k, v in headers if k == b"idempotency-key"), None))
     fingerprint = b""
     if key is not None:
         about = f"{request.method} {request.scope['path']} ".encode()
