@@ -6,7 +6,8 @@ fifteen lines.
 the way in
   __main__        `python -m api`: Granian and its workers
   app             which addresses there are, and what becomes of an error
-  front           the outermost callable: request ids, headers, and the two hot doors before Litestar
+  front           the outermost callable: request ids, headers, the way to the hot doors
+  bridge          Litestar behind RSGI
   doors           redeem and claim, answered without Litestar
   lifespan        what a worker holds open
 
