@@ -8,6 +8,7 @@ the way in
   app             which addresses there are, and what becomes of an error
   front           the outermost callable: request ids, headers, the way to the hot doors
   bridge          Litestar behind RSGI
+  bridge          Litestar behind RSGI: one request in, one whole answer out
   doors           redeem and claim, answered without Litestar
   lifespan        what a worker holds open
 

@@ -42,4 +42,5 @@ floors that know no noun
   errors          every code there is
   ids             public ids, and the id of a win
   settings        what an operator may turn
+  endings         ending a background task for certain
 """
