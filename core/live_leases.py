@@ -53,6 +53,7 @@ class LiveLease:
 
     __slots__ = (
         "knows_mark",
+        "lease_bytes",
         "row",
         "sealed_for",
         "serving_size",
@@ -69,6 +70,7 @@ class LiveLease:
         while PostgreSQL judges whether another Redis process, or the same one, may go on.
         """
         self.row = row
+        self.lease_bytes = row.lease_id.bytes
         self.terms = terms
         self.slot = slot
         self.serving_size = 0

@@ -6,7 +6,6 @@ the hint was stale, and the request is routed once more.
 """
 
 import time
-from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -316,10 +315,10 @@ class Redeemer:
             caller,
             live.terms,
             priced,
-            redemption_id=ids.win_id(row.tag, row.lease_id, raw.seq),
+            redemption_number=ids.win_number(row.tag, live.lease_bytes, raw.seq),
             seq=row.seq_base + raw.seq,
             remaining=raw.remaining,
-            redeemed_at=datetime.fromtimestamp(raw.at_ms / 1000, UTC),
+            redeemed_at=redemptions.instant_of(raw.at_ms),
             order_value_minor=order_value_minor,
             discount_minor=discount_minor,
             sale_id=row.sale_id,
@@ -336,10 +335,10 @@ class Redeemer:
             caller,
             terms,
             priced,
-            redemption_id=redemption_id,
+            redemption_number=redemption_id.int,
             seq=seq,
             remaining=remaining,
-            redeemed_at=datetime.fromtimestamp(raw.at_ms / 1000, UTC),
+            redeemed_at=redemptions.instant_of(raw.at_ms),
             order_value_minor=order_value,
             discount_minor=discount,
             sale_id=sale_id,

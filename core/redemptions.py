@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -123,11 +124,11 @@ def checked(new: NewRedemption) -> NewRedemption:
 
     Raises: Invalid, naming the field.
     """
-    for name in ("customer_id", "order_id"):
-        value = getattr(new, name)
+    for name, value in (("customer_id", new.customer_id), ("order_id", new.order_id)):
         if value is not None and not 0 < len(value) <= REFERENCE_LENGTH_MAX:
             raise Invalid(f"{name} must have 1 to {REFERENCE_LENGTH_MAX} characters", field=name)
-    limits.check_metadata(new.metadata or {})
+    if new.metadata:
+        limits.check_metadata(new.metadata)
     return new
 
 
@@ -173,9 +174,19 @@ def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
     )
 
 
+@lru_cache(maxsize=256)
 def iso_ms(at: datetime) -> str:
-    """Write an instant as RFC 3339 UTC with milliseconds, cutting off what is below."""
+    """Write an instant as RFC 3339 UTC with milliseconds, cutting off what is below.
+
+    A batch shares its instant, so most calls find it written.
+    """
     return at.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+@lru_cache(maxsize=256)
+def instant_of(at_ms: int) -> datetime:
+    """Return the instant of milliseconds since 1970."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
 def answer(
@@ -183,7 +194,7 @@ def answer(
     terms: Terms,
     priced: Priced,
     *,
-    redemption_id: UUID,
+    redemption_number: int,
     seq: int,
     remaining: int | None,
     redeemed_at: datetime,
@@ -191,11 +202,14 @@ def answer(
     discount_minor: int,
     sale_id: UUID | None,
 ) -> Redemption:
-    """Put an answer together; a replay gets the figures of the first answer."""
+    """Put an answer together; a replay gets the figures of the first answer.
+
+    `redemption_number` is the id's 128 bits.
+    """
     new = priced.new
     exponent = caller.exponent
     return Redemption(
-        redemption_id=ids.format_id("rdm", redemption_id),
+        redemption_id=ids.format_number("rdm", redemption_number),
         status="redeemed",
         code=terms.code,
         discount_applied=money.json_amount(discount_minor, exponent),
@@ -206,8 +220,8 @@ def answer(
         customer_id=new.customer_id,
         order_id=new.order_id,
         redeemed_at=iso_ms(redeemed_at),
-        flash_sale_id=ids.format_id("fls", sale_id) if sale_id else None,
-        campaign_id=ids.format_id("cmp", terms.campaign_id) if terms.campaign_id else None,
+        flash_sale_id=ids.remembered_id("fls", sale_id) if sale_id else None,
+        campaign_id=ids.remembered_id("cmp", terms.campaign_id) if terms.campaign_id else None,
         metadata=new.metadata or None,
     )
 
@@ -349,7 +363,7 @@ def judged(
                 caller,
                 terms,
                 priced,
-                redemption_id=decision.id,
+                redemption_number=decision.id.int,
                 seq=decision.seq,
                 remaining=decision.remaining,
                 redeemed_at=decision.redeemed_at,

@@ -5,6 +5,7 @@ of one number (`89.9`, `89.90`, `8.99e1`) are one amount.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -39,6 +40,8 @@ PERCENT_BP_MAX: Final = 10_000
 # An amount of 10^15 in the currency with the most decimals has 20 characters; a client that pads
 # with zeros gets twice that. Longer texts are refused before anything is computed with them.
 _NUMBER_LENGTH_MAX: Final = 40
+# The digits before the point of the largest amount without decimals.
+_PLAIN_DIGITS_MAX: Final = 16
 _NUMBER: Final = re.compile(
     rb"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,2}))?", re.ASCII
 )
@@ -83,6 +86,7 @@ def parse_percent(raw: bytes | msgspec.Raw, *, field: str) -> int:
     return points
 
 
+@lru_cache(maxsize=16_384)
 def json_amount(minor: int, exponent: int) -> msgspec.Raw:
     """Write minor units as a JSON number with exactly the currency's decimals: `18.00`."""
     return msgspec.Raw(_decimal(minor, exponent).encode())
@@ -103,6 +107,13 @@ def _decimal(minor: int, exponent: int) -> str:
 
 
 def _scaled(text: bytes, exponent: int, *, field: str, what: str) -> int:
+    # Most amounts are written as people write them, and need no pattern: 89.99, 90.
+    whole, dot, part = text.partition(b".")
+    if whole.isdigit() and len(whole) <= _PLAIN_DIGITS_MAX and (len(whole) == 1 or text[0] != 48):
+        if not dot:
+            return int(whole) * int(10**exponent)
+        if len(part) == exponent and part.isdigit():
+            return int(whole + part)
     match = _NUMBER.fullmatch(text) if len(text) <= _NUMBER_LENGTH_MAX else None
     if match is None:
         if text[:1] in b"-0123456789" and text:
