@@ -98,11 +98,7 @@ class Front:
         started_s = time.perf_counter()
         try:
             headers = scope.headers
-            length = headers.get("content-length")
-            if length is not None and len(length) <= 5 and int(length) <= bodies.BODY_BYTES_MAX:
-                raw = await protocol()
-            else:
-                raw = await bodies.receive_body(Body(protocol))
+            raw = await _body(headers, protocol)
             call = HotCall(
                 name,
                 header(headers, "authorization"),
@@ -152,6 +148,20 @@ class Front:
                 "request", method=scope.method, route=route, status=answer.status,
                 elapsed_ms=round(elapsed_s * 1000, 2),
             )  # fmt: skip
+
+
+async def _body(headers: Any, protocol: Any) -> bytes:
+    """Read a body whole, at once where it says that it is small. Raises: as `receive_body`."""
+    length = headers.get("content-length")
+    if length is None or len(length) > 5 or int(length) > bodies.BODY_BYTES_MAX:
+        return await bodies.receive_body(Body(protocol))
+    try:
+        async with asyncio.timeout(bodies.BODY_S_MAX):
+            return bytes(await protocol())
+    except RSGIProtocolClosed:
+        raise bodies.cut_off() from None
+    except TimeoutError:
+        raise bodies.too_slow() from None
 
 
 def _send(protocol: Any, status: int, headers: list[tuple[str, str]], body: bytes) -> None:

@@ -1,6 +1,8 @@
 """Every malformed request is a 4xx problem that names the field; nothing is stored or logged."""
 
 import re
+import socket
+import time
 from collections.abc import Callable
 
 import httpx
@@ -349,3 +351,32 @@ def test_odd_spellings_of_an_address_are_never_a_fault(client: httpx.Client) -> 
         for method in ("GET", "POST"):
             answer = client.request(method, path, content=b"{}")
             assert answer.status_code in (400, 404, 405), (method, path, answer.text)
+
+
+@pytest.mark.parametrize("path", ["/v1/vouchers", "/v1/vouchers/BAD/redeem"])
+def test_a_client_that_hangs_up_half_way_leaves_nothing(
+    api: Api, client: httpx.Client, project: Project, campaign: str, path: str
+) -> None:
+    client.get("/healthz")
+    before, logged = api.row_counts(), api.log_size()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {project.secret_key}\r\n"
+        'Content-Length: 100\r\n\r\n{"discount_value":5'
+    )
+
+    url = httpx.URL(api.base_url)
+    for _ in range(5):
+        with socket.create_connection((url.host, url.port or 80)) as connection:
+            connection.sendall(head.encode())
+            time.sleep(0.02)
+
+    assert client.get("/healthz").status_code == 200
+    time.sleep(0.1)
+    assert api.row_counts() == before
+    assert [e for e in api.log_since(logged) if e["level"] in ("warning", "error")] == []
+
+
+def test_a_body_in_pieces_without_a_length_is_taken(client: httpx.Client, campaign: str) -> None:
+    for path in ("/v1/vouchers/BAD/validate", "/v1/vouchers/BAD/redeem"):
+        answer = client.post(path, content=(piece for piece in [b'{"order_', b'value":5}']))
+        assert answer.status_code == 200, answer.text
