@@ -34,14 +34,14 @@ def setting_rows() -> list[str]:
             assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
             sentences[field.target.id] = str(text.value.value)
     rows = []
-    for field in msgspec.structs.fields(Settings):
-        default = MADE.get(field.name)
+    for entry in msgspec.structs.fields(Settings):
+        default = MADE.get(entry.name)
         if default is None:
-            is_said = field.default not in (None, "")
-            default = f"`{str(field.default).lower()}`" if is_said else ""
-        meaning = sentences[field.name].replace("None: ", "Not set: ")
+            is_said = entry.default not in (None, "")
+            default = f"`{str(entry.default).lower()}`" if is_said else ""
+        meaning = sentences[entry.name].replace("None: ", "Not set: ")
         meaning = meaning.removesuffix(" Default `.vauchflow`.")
-        rows.append(f"| `{PREFIX}{field.name.upper()}` | {default} | {meaning} |")
+        rows.append(f"| `{PREFIX}{entry.name.upper()}` | {default} | {meaning} |")
     return rows
 
 
