@@ -92,6 +92,9 @@ def server_settings(application_name: str) -> dict[str, str]:
         "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
         # Compiling costs more than any statement here takes.
         "jit": "off",
+        # A list is one statement with many optional filters: a plan for all of them fits none.
+        # The hot functions pin their own plans.
+        "plan_cache_mode": "force_custom_plan",
     }
 
 

@@ -282,7 +282,8 @@ CREATE TABLE vf.quarantine (
 -- id then stands in lease_id and whose number is seq, so that one key, PRIMARY KEY (lease_id, seq), makes a
 -- double sale impossible to write down in every mode.
 -- The list indexes carry a predicate that is always true and that only list statements repeat: no plan of a hot
--- statement can choose them, however stale the statistics of a hot voucher are.
+-- statement can choose them, however stale the statistics of a hot voucher are. (IS NOT NULL would not do: the planner
+-- drops it from a query where the column is NOT NULL.)
 CREATE TABLE vf.redemptions (
     project_id         uuid NOT NULL,
     lease_id           uuid NOT NULL,
@@ -315,16 +316,16 @@ CREATE TABLE vf.redemptions (
     CONSTRAINT redemptions_source CHECK ((granted_size IS NULL) = (lease_id = voucher_id)),
     CONSTRAINT redemptions_rolled_back CHECK ((status = 'rolled_back') = (rolled_back_at IS NOT NULL))
 );
-CREATE UNIQUE INDEX redemptions_id ON vf.redemptions (project_id, id) WHERE redeemed_at IS NOT NULL;
-CREATE INDEX redemptions_of_voucher ON vf.redemptions (voucher_id, id) WHERE redeemed_at IS NOT NULL;
+CREATE UNIQUE INDEX redemptions_id ON vf.redemptions (project_id, id) WHERE redeemed_at > '-infinity';
+CREATE INDEX redemptions_of_voucher ON vf.redemptions (voucher_id, id) WHERE redeemed_at > '-infinity';
 CREATE INDEX redemptions_of_customer ON vf.redemptions (customer_id, project_id, id)
-    WHERE customer_id IS NOT NULL AND redeemed_at IS NOT NULL;
+    WHERE customer_id IS NOT NULL AND redeemed_at > '-infinity';
 CREATE INDEX redemptions_of_campaign ON vf.redemptions (campaign_id, id)
-    WHERE campaign_id IS NOT NULL AND redeemed_at IS NOT NULL;
+    WHERE campaign_id IS NOT NULL AND redeemed_at > '-infinity';
 -- A few bytes for every 128 pages: enough for "today".
 CREATE INDEX redemptions_by_day ON vf.redemptions USING brin (redeemed_at);
 CREATE INDEX redemptions_of_order ON vf.redemptions (order_id, project_id, id)
-    WHERE order_id IS NOT NULL AND redeemed_at IS NOT NULL;
+    WHERE order_id IS NOT NULL AND redeemed_at > '-infinity';
 
 -- ---------------------------------------------------------------------------------------------
 -- Processes (no tenant's data)
@@ -450,7 +451,7 @@ CREATE FUNCTION vf.redeem_many(
 RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
                order_value_minor bigint, discount_minor bigint, existing uuid, sale uuid)
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -464,11 +465,11 @@ DECLARE
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     IF p_campaign IS NOT NULL THEN
-        SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaign FOR UPDATE;
+        SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaign FOR NO KEY UPDATE;
     END IF;
-    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = p_voucher FOR UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = p_voucher FOR NO KEY UPDATE;
     IF p_sale IS NOT NULL THEN
-        SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR UPDATE;
+        SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR NO KEY UPDATE;
         v_over := 'sold_out';
     END IF;
     v_at := clock_timestamp();
@@ -597,7 +598,7 @@ DECLARE
     z integer;
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
-    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaign FOR UPDATE;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaign FOR NO KEY UPDATE;
     FOR i IN 1 .. cardinality(p_vouchers) LOOP
         a := p_starts[i];
         z := coalesce(p_starts[i + 1], cardinality(p_ids) + 1) - 1;
@@ -622,13 +623,13 @@ DECLARE
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     SELECT * INTO r FROM vf.redemptions k
-     WHERE k.project_id = p_project AND k.id = p_id AND k.redeemed_at IS NOT NULL;
+     WHERE k.project_id = p_project AND k.id = p_id AND k.redeemed_at > '-infinity';
     IF NOT FOUND THEN
         RETURN QUERY SELECT 'not_found', NULL::uuid, NULL::uuid, NULL, NULL;
         RETURN;
     END IF;
-    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = r.campaign_id FOR UPDATE;
-    PERFORM 1 FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = r.voucher_id FOR UPDATE;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = r.campaign_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = r.voucher_id FOR NO KEY UPDATE;
     IF r.granted_size IS NOT NULL THEN
         SELECT k.state INTO v_state FROM vf.leases k
          WHERE k.project_id = p_project AND k.id = r.lease_id FOR SHARE;
@@ -690,9 +691,9 @@ BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale;
     SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id;
-    SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = v.campaign_id FOR UPDATE;
-    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id FOR UPDATE;
-    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR UPDATE;
+    SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = v.campaign_id FOR NO KEY UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id FOR NO KEY UPDATE;
+    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR NO KEY UPDATE;
     IF s.id IS NULL OR s.durability <> 'fast' OR s.status IN ('closed', 'settled') THEN
         RETURN QUERY SELECT 'not_found', NULL::uuid, NULL::bigint, NULL::bigint;
         RETURN;
@@ -740,10 +741,10 @@ DECLARE
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease;
-    SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = l.campaign_id FOR UPDATE;
-    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = l.voucher_id FOR UPDATE;
-    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = l.sale_id FOR UPDATE;
-    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR UPDATE;
+    SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = l.campaign_id FOR NO KEY UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = l.voucher_id FOR NO KEY UPDATE;
+    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = l.sale_id FOR NO KEY UPDATE;
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR NO KEY UPDATE;
     IF l.state IS DISTINCT FROM 'open' OR l.size <> p_size_seen THEN
         RETURN l.size;
     END IF;
@@ -775,7 +776,7 @@ CREATE FUNCTION vf.settle_wins(
     p_at_ms bigint[], p_poison bigint[], p_poison_raw text[])
 RETURNS TABLE (outcome text, inserted bigint, replayed bigint, same_key bigint, quarantined bigint, accounted bigint)
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -794,7 +795,7 @@ BEGIN
         RETURN;
     END IF;
     PERFORM 1 FROM vf.lease_progress k WHERE k.lease_id = p_lease AND k.project_id = p_project
-        AND k.last_id = p_from FOR UPDATE;
+        AND k.last_id = p_from FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN QUERY SELECT 'stale', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
         RETURN;
@@ -872,10 +873,10 @@ DECLARE
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease;
-    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = l.campaign_id FOR UPDATE;
-    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = l.voucher_id FOR UPDATE;
-    PERFORM 1 FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = l.sale_id FOR UPDATE;
-    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR UPDATE;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = l.campaign_id FOR NO KEY UPDATE;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = l.voucher_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = l.sale_id FOR NO KEY UPDATE;
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR NO KEY UPDATE;
     IF l.id IS NULL OR l.state = 'settled' THEN
         RETURN QUERY SELECT 'not_found', NULL::bigint, NULL::bigint, NULL::bigint;
         RETURN;
@@ -937,7 +938,7 @@ DECLARE
     v_top bigint;
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
-    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR UPDATE;
+    SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR NO KEY UPDATE;
     IF l.id IS NULL OR l.state IN ('settled', 'fenced') OR l.run_id <> p_run_id_old THEN
         RETURN QUERY SELECT coalesce(l.state, 'settled'), l.run_id;
         RETURN;

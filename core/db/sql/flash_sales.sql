@@ -70,7 +70,7 @@ SELECT sale.voucher_id FROM sale;
 -- name: lock_voucher :exec
 -- Takes the voucher's row first, as every writer of a sale does.
 SELECT 1 FROM vf.vouchers v JOIN vf.flash_sales s ON s.project_id = v.project_id AND s.voucher_id = v.id
- WHERE s.project_id = @project_id AND s.id = @id FOR UPDATE OF v;
+ WHERE s.project_id = @project_id AND s.id = @id FOR NO KEY UPDATE OF v;
 
 -- name: open_strict :one
 -- Puts a strict sale on its voucher: from here on every redeem of the code is the sale's. Sale-wide numbers start

@@ -32,7 +32,7 @@ SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.or
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
        r.rollback_reason, r.metadata
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
- WHERE r.project_id = @project_id AND r.id = @id AND r.redeemed_at IS NOT NULL;
+ WHERE r.project_id = @project_id AND r.id = @id AND r.redeemed_at > '-infinity';
 
 -- name: list :many
 -- A page of redemptions, newest first, below the cursor, narrowed by whatever is not null.
@@ -40,7 +40,7 @@ SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.or
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
        r.rollback_reason, r.metadata
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
- WHERE r.project_id = @project_id AND r.redeemed_at IS NOT NULL
+ WHERE r.project_id = @project_id AND r.redeemed_at > '-infinity'
    AND (@before::uuid IS NULL OR r.id < @before)
    AND (@voucher_id::uuid IS NULL OR r.voucher_id = @voucher_id)
    AND (@campaign_id::uuid IS NULL OR r.campaign_id = @campaign_id)
@@ -71,7 +71,7 @@ SELECT l.id AS lease_id, l.state, l.open_to FROM vf.leases l WHERE l.project_id 
 SELECT r.id, r.idempotency_key AS key, r.fingerprint, r.redeemed_at, r.remaining, coalesce(r.sale_seq, r.seq) AS seq,
        r.order_value_minor, r.discount_minor, r.sale_id
   FROM vf.redemptions r
- WHERE r.project_id = @project_id AND r.voucher_id = @voucher_id AND r.redeemed_at IS NOT NULL
+ WHERE r.project_id = @project_id AND r.voucher_id = @voucher_id AND r.redeemed_at > '-infinity'
    AND (@after::uuid IS NULL OR r.id > @after)
  ORDER BY r.id
  LIMIT @limit;

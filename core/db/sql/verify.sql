@@ -290,7 +290,7 @@ SELECT v.project_id, v.id, v.code_norm, p.currency,
                WHERE l.sale_id = s.id AND l.project_id = v.project_id AND l.seq_base = 0),
              c.max_redemptions - (SELECT count(*) FROM vf.redemptions r
                                    WHERE r.campaign_id = c.id AND r.voucher_id <> v.id AND r.status = 'redeemed'
-                                     AND r.redeemed_at IS NOT NULL)) AS units
+                                     AND r.redeemed_at > '-infinity')) AS units
   FROM vf.vouchers v
   JOIN vf.projects p ON p.id = v.project_id
   LEFT JOIN vf.campaigns c ON c.id = v.campaign_id AND c.project_id = v.project_id
@@ -304,5 +304,5 @@ SELECT v.project_id, v.id, v.code_norm, p.currency,
 -- Operator: one page of a voucher's redemptions, live or rolled back, in id order after @after.
 SELECT k.id, k.idempotency_key, k.customer_id, coalesce(k.sale_seq, k.seq) AS seq, k.discount_minor, k.status
   FROM vf.redemptions k
- WHERE k.voucher_id = @voucher AND k.redeemed_at IS NOT NULL AND k.id > @after
+ WHERE k.voucher_id = @voucher AND k.redeemed_at > '-infinity' AND k.id > @after
  ORDER BY k.id LIMIT @rows_max::bigint;
