@@ -52,7 +52,7 @@ class Ledger:
         query = queries.find("reconciler.settle_wins")
         self.entries += 1
         count = len(seqs)
-        given = {
+        given: dict[str, Any] = {
             "project_id": self.project,
             "lease_id": self.lease,
             "from_id": self.last_id if after is None else after,

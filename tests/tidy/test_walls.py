@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from core.settings import Settings
-from tests.tidy.sources import PRODUCT, name_of, nodes, python_files
+from tests.tidy.sources import PRODUCT, files, name_of, nodes, python_files
 
 # Whole statements, not words of a sentence: "select one from" a list is English, too, so the verbs
 # count in capitals, as SQL is written here.
@@ -46,6 +46,17 @@ def test_sql_lives_in_sql_files() -> None:
         if SQL.search(text)
     }
     assert found == {}
+
+
+def test_rows_are_locked_so_that_foreign_keys_pass() -> None:
+    # FOR UPDATE of a voucher and a foreign key to it, each first, is a deadlock.
+    hard = [
+        f"{name_of(path)}:{number}"
+        for path in files("core/db/**/*.sql")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "FOR UPDATE" in line.partition("--")[0]
+    ]
+    assert hard == []
 
 
 def breaks_the_rule_book(node: ast.AST) -> bool:
