@@ -357,6 +357,7 @@ def judged(
     """
     match decision.outcome:
         case "redeemed" | "replayed":
+            assert decision.id is not None
             assert decision.seq is not None and decision.redeemed_at is not None
             assert decision.order_value_minor is not None and decision.discount_minor is not None
             return answer(

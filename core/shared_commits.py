@@ -66,11 +66,14 @@ class Ask(msgspec.Struct, eq=False):
 
 
 class Decision(msgspec.Struct):
-    """What PostgreSQL answered to one request of an array; `ord` counts from 1."""
+    """What PostgreSQL answered to one request of an array; `ord` counts from 1.
+
+    The one with ord 0 answers all: every request won.
+    """
 
     ord: int
     outcome: str
-    id: UUID
+    id: UUID | None
     seq: int | None
     remaining: int | None
     redeemed_at: datetime | None
@@ -229,8 +232,33 @@ class SharedCommits:
                 if pause is None:
                     raise OutcomeUnknown from error
                 await asyncio.sleep(pause)
+        if len(found) == 1 and found[0].ord == 0:
+            return _each_of(ordered, found[0])
         assert len(found) == len(batch), f"{len(batch)} asked, {len(found)} answered"
         return [(ordered[decision.ord - 1], decision) for decision in found]
+
+
+def _each_of(batch: list[Ask], first: Decision) -> list[tuple[Ask, Decision]]:
+    """Spread one answer over a batch in which every request won: numbers rise, the rest falls."""
+    assert first.seq is not None
+    return [
+        (
+            ask,
+            Decision(
+                place + 1,
+                first.outcome,
+                ask.id,
+                first.seq + place,
+                None if first.remaining is None else first.remaining - place,
+                first.redeemed_at,
+                ask.order_value_minor,
+                ask.discount_minor,
+                None,
+                first.sale,
+            ),
+        )
+        for place, ask in enumerate(batch)
+    ]
 
 
 Call = Callable[[list[Ask]], tuple[list[Ask], str, dict[str, Any]]]

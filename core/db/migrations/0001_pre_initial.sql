@@ -442,7 +442,8 @@ AS $$ SELECT s.system_identifier::text || '/' || c.timeline_id::text FROM pg_con
 
 -- Answers each request of an array: redeemed, replayed, mismatch, a refusal, or rerouted / repriced (nothing was
 -- decided: the caller priced with other terms, or a fast sale holds the voucher). Keys are distinct within the
--- array; a customer's nth request counts the ones before it. Locks in the order campaign, voucher, sale, customers (by customer_id).
+-- array; a customer's nth request counts the ones before it. A single row with ord 0 says that all won, the first with
+-- that seq and remaining, each later one with the next. Locks in the order campaign, voucher, sale, customers (by customer_id).
 -- The planner settings are pinned because a hot voucher's statistics are always stale.
 CREATE FUNCTION vf.redeem_many(
     p_project uuid, p_voucher uuid, p_version bigint, p_campaign uuid, p_campaign_version bigint, p_sale uuid,
@@ -462,6 +463,8 @@ DECLARE
     v_verdict text;
     v_rest bigint;
     v_over text := 'limit_reached';
+    v_n bigint := cardinality(p_ids);
+    v_is_mixed boolean := false;
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     IF p_campaign IS NOT NULL THEN
@@ -489,6 +492,53 @@ BEGIN
     v_rest := least(v.max_redemptions - v.direct_count - v.leased_count,
                     c.max_redemptions - c.direct_count - c.leased_count,
                     s.stock - s.sold_count - s.leased_count);
+    -- The common case in a few plain statements: there is enough for all, nobody asked before, and every customer is
+    -- a different one below the limit. One row answers all; whatever is mixed takes the general way below.
+    IF v_verdict IS NULL AND p_campaign IS NULL AND (v_rest IS NULL OR v_rest >= v_n)
+       AND NOT EXISTS (SELECT 1 FROM unnest(p_keys) AS q (key) CROSS JOIN LATERAL (
+               SELECT 1 FROM vf.redemptions k WHERE k.idempotency_key = q.key AND k.voucher_id = p_voucher
+                  AND k.project_id = p_project LIMIT 1) r) THEN
+        IF v.per_customer_limit IS NOT NULL THEN
+            v_is_mixed := (SELECT count(DISTINCT q.customer) < v_n FROM unnest(p_customers) AS q (customer))
+                OR EXISTS (SELECT 1 FROM unnest(p_customers) AS q (customer) CROSS JOIN LATERAL (
+                       SELECT 1 FROM vf.customer_counts k WHERE k.customer_id = q.customer
+                          AND k.scope_id = p_voucher AND k.project_id = p_project
+                          AND k.live_count >= v.per_customer_limit LIMIT 1) r);
+        END IF;
+        IF NOT v_is_mixed THEN
+            INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, sale_id, sale_seq, idempotency_key,
+                   fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
+                   redeemed_at)
+            SELECT p_project, p_voucher, v.next_number + q.ord - 1, q.id, p_voucher, p_sale,
+                   CASE WHEN p_sale IS NOT NULL THEN v.next_number + q.ord - 1 - s.seq_base END,
+                   q.key, q.fingerprint, q.customer, q.order_id, q.order_value, q.discount, v_rest - q.ord,
+                   q.metadata::jsonb, v_at
+              FROM unnest(p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts, p_order_ids,
+                          p_metadata) WITH ORDINALITY
+                AS q (id, key, fingerprint, customer, order_value, discount, order_id, metadata, ord);
+            IF v.per_customer_limit IS NOT NULL THEN
+                INSERT INTO vf.customer_counts AS k
+                       (project_id, scope_id, customer_id, live_count, limit_max, last_redemption_id)
+                SELECT p_project, p_voucher, q.customer, 1, v.per_customer_limit, q.id
+                  FROM unnest(p_customers, p_ids) AS q (customer, id) ORDER BY q.customer
+                    ON CONFLICT (customer_id, scope_id, project_id) DO UPDATE
+                       SET live_count = k.live_count + 1, limit_max = excluded.limit_max,
+                           last_redemption_id = excluded.last_redemption_id;
+            END IF;
+            UPDATE vf.vouchers k SET direct_count = k.direct_count + v_n, next_number = k.next_number + v_n
+             WHERE k.project_id = p_project AND k.id = p_voucher;
+            IF p_sale IS NOT NULL THEN
+                UPDATE vf.flash_sales k SET sold_count = k.sold_count + v_n
+                 WHERE k.project_id = p_project AND k.id = p_sale;
+            END IF;
+            INSERT INTO vf.outbox (project_id, event, subject, data)
+            VALUES (p_project, 'voucher.redeemed', p_voucher,
+                    jsonb_build_object('first', v.next_number, 'count', v_n));
+            RETURN QUERY SELECT 0::bigint, 'redeemed', NULL::uuid, v.next_number - coalesce(s.seq_base, 0), v_rest - 1,
+                                v_at, NULL::bigint, NULL::bigint, NULL::uuid, p_sale;
+            RETURN;
+        END IF;
+    END IF;
     RETURN QUERY
     WITH req AS MATERIALIZED (
         SELECT q.* FROM unnest(p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts,
