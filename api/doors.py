@@ -5,6 +5,7 @@ the claim backend and what this worker knows of live leases. One `Redeemer` serv
 """
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import redis.asyncio
@@ -39,6 +40,8 @@ REDIS_CONNECTIONS_MAX: Final = 32
 REDIS_TIMEOUT_S: Final = 2.0
 
 _OK: Final = [JSON]
+# A sale is claimed by one address, again and again.
+_parsed_id = lru_cache(maxsize=4_096)(ids.parse_id)
 _encode = json.Encoder().encode
 _log = structlog.get_logger("vauchflow.doors")
 
@@ -113,7 +116,7 @@ class Doors:
     async def claim(self, call: HotCall) -> Answer:
         """Answer POST /v1/flash-sales/{id}/claim."""
         caller, new, key = await self._read(call)
-        sale = ids.parse_id("fls", call.name)
+        sale = _parsed_id("fls", call.name)
         if sale is None:
             raise NotFound("There is no flash sale with this id.")
         return self._answer(await self._redeemer.claim(caller, sale, new, key), call)

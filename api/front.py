@@ -57,10 +57,12 @@ class Front:
         # Made in the worker, after the fork: no two processes share one.
         self._process = "".join(secrets.choice(ids.ALPHABET) for _ in range(_PROCESS_LENGTH))
         self._numbers = itertools.count(1)
+        self._slow_bodies = SlowBodies()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the services before the first request."""
         loop.run_until_complete(self._services.start())
+        self._slow_bodies.watch(loop)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the services after the last answer."""
@@ -68,7 +70,9 @@ class Front:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request."""
-        request_id = scope.headers.get("x-request-id")
+        # Every access copies the whole map out of the server.
+        headers = scope.headers
+        request_id = headers.get("x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._process}{next(self._numbers):012X}"
         doors = self._services.doors
@@ -77,12 +81,12 @@ class Front:
             if path.endswith(_REDEEM) and path.startswith(_VOUCHERS):
                 name = path[len(_VOUCHERS) : -len(_REDEEM)]
                 if name and "/" not in name:
-                    await self._hot("redeem", doors.redeem, name, scope, protocol, request_id)
+                    await self._hot("redeem", doors.redeem, name, headers, protocol, request_id)
                     return
             elif path.endswith(_CLAIM) and path.startswith(_SALES):
                 name = path[len(_SALES) : -len(_CLAIM)]
                 if name and "/" not in name:
-                    await self._hot("claim", doors.claim, name, scope, protocol, request_id)
+                    await self._hot("claim", doors.claim, name, headers, protocol, request_id)
                     return
         await self._warm(scope, protocol, request_id)
 
@@ -91,14 +95,13 @@ class Front:
         route: str,
         door: Callable[[HotCall], Awaitable[Answer]],
         name: str,
-        scope: Any,
+        headers: Any,
         protocol: Any,
         request_id: str,
     ) -> None:
         started_s = time.perf_counter()
         try:
-            headers = scope.headers
-            raw = await _body(headers, protocol)
+            raw = await self._slow_bodies.read(headers, protocol)
             call = HotCall(
                 name,
                 header(headers, "authorization"),
@@ -150,18 +153,46 @@ class Front:
             )  # fmt: skip
 
 
-async def _body(headers: Any, protocol: Any) -> bytes:
-    """Read a body whole, at once where it says that it is small. Raises: as `receive_body`."""
-    length = headers.get("content-length")
-    if length is None or len(length) > 5 or int(length) > bodies.BODY_BYTES_MAX:
-        return await bodies.receive_body(Body(protocol))
-    try:
-        async with asyncio.timeout(bodies.BODY_S_MAX):
+class SlowBodies:
+    """Reads small bodies, and ends those that come too slowly.
+
+    One look a second over what is being read costs less than a timer for each request.
+    """
+
+    def __init__(self) -> None:
+        """Read nothing yet; `watch` starts with the loop."""
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._ended: set[asyncio.Task[Any]] = set()
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look now, and again every second."""
+        late = loop.time() - bodies.BODY_S_MAX
+        for task, began in self._reading.items():
+            if began < late and task not in self._ended:
+                self._ended.add(task)
+                task.cancel()
+        loop.call_later(1.0, self.watch, loop)
+
+    async def read(self, headers: Any, protocol: Any) -> bytes:
+        """Read a body whole, at once where it says that it is small. Raises: as `receive_body`."""
+        length = headers.get("content-length")
+        if length is None or len(length) > 5 or int(length) > bodies.BODY_BYTES_MAX:
+            return await bodies.receive_body(Body(protocol))
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading[task] = asyncio.get_running_loop().time()
+        try:
             return bytes(await protocol())
-    except RSGIProtocolClosed:
-        raise bodies.cut_off() from None
-    except TimeoutError:
-        raise bodies.too_slow() from None
+        except RSGIProtocolClosed:
+            raise bodies.cut_off() from None
+        except asyncio.CancelledError:
+            if task not in self._ended:
+                raise
+            task.uncancel()
+            raise bodies.too_slow() from None
+        finally:
+            del self._reading[task]
+            self._ended.discard(task)
 
 
 def _send(protocol: Any, status: int, headers: list[tuple[str, str]], body: bytes) -> None:

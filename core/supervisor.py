@@ -356,14 +356,12 @@ def _announce(settings: Settings, demo: "Demo | None") -> None:
     lines = [
         f"ready http://{_bracketed(settings.host)}:{settings.port}",
         "",
-        f"dashboard  {base}/dashboard",
         f"docs       {base}/docs",
     ]
     if demo is None:
-        lines += ["", "No demo project (--no-demo): sign up in the dashboard to make a key."]
+        lines += ["", "No demo project (--no-demo): a start without that option makes one."]
     else:
         code = f"SAVE20-{secrets.token_hex(3).upper()}"
-        lines[-2] += f"   ({demo.dashboard_email}, password in {settings.data_dir}/demo.json)"
         lines += [f"key        {demo.secret_key}", ""]
         lines += _curl_lines(base, demo.secret_key, code)
     print("\n".join(lines), flush=True)
