@@ -42,11 +42,16 @@ BURST_S_MAX = 100
 # Stopping and draining 200,000 wins at the slowest rate ever measured, doubled.
 DRAIN_S_MAX = 120.0
 START_S_MAX = 15.0
+# A tenth of the machine taken away moves a ratio by less than the rounds differ anyway.
+OTHERS_SHARE_MAX = 0.10
 TARGETS = {"strict": 5.0, "ordinary": 5.0, "fast": 8.0}
 
 
 class Run(msgspec.Struct):
-    """One run of wrk. `cpu_us`: server CPU, all processes, for each request."""
+    """One run of wrk. `cpu_us`: server CPU, all processes, for each request.
+
+    `others_share`: how much of the machine neither the servers nor wrk used, and was not idle.
+    """
 
     name: str
     per_s: float
@@ -56,6 +61,7 @@ class Run(msgspec.Struct):
     p50_ms: float
     p99_ms: float
     cpu_us: float
+    others_share: float
 
 
 class Pair(msgspec.Struct):
@@ -233,9 +239,9 @@ def _wrk(
     bound_s = BURST_S_MAX if burst else max(1, round(seconds))
     command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{bound_s}s", "--timeout", "10s"]
     command += ["-s", script, url, "--", token, path, seed, str(burst // THREADS)]
-    before_s = cpu_s(pids)
+    before_s, machine = cpu_s(pids), _machine_s()
     told: dict[str, Any] = {}
-    used_s, threads_ended = 0.0, 0
+    used_s, others_share, threads_ended = 0.0, 0.0, 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:
         assert wrk.stdout is not None
         for line in wrk.stdout:
@@ -246,6 +252,9 @@ def _wrk(
             elif line.startswith("{"):
                 told = json.loads(line)
                 used_s = cpu_s(pids) - before_s
+                wrk_s = cpu_s([wrk.pid])
+                busy_s, all_s = (a - b for a, b in zip(_machine_s(), machine, strict=True))
+                others_share = max(0.0, busy_s - used_s - wrk_s) / all_s
     if not told:
         raise ProductFault(f"wrk ended with status {wrk.returncode}")
     requests = told["requests"]
@@ -258,6 +267,7 @@ def _wrk(
         p50_ms=told["p50_us"] / 1000,
         p99_ms=told["p99_us"] / 1000,
         cpu_us=1e6 * used_s / max(1, requests),
+        others_share=others_share,
     )
 
 
@@ -283,6 +293,14 @@ def cpu_s(roots: list[int]) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
+def _machine_s() -> tuple[float, float]:
+    """Return the machine's busy CPU seconds, stolen ones included, and all of them."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    tick = os.sysconf("SC_CLK_TCK")
+    return (sum(fields) - idle) / tick, sum(fields) / tick
+
+
 def _report(pairs: list[Pair]) -> int:
     print()
     missed = 0
@@ -297,6 +315,10 @@ def _report(pairs: list[Pair]) -> int:
             f"{name:<9} {median:5.1f} × the hot row ({min(ratios):.1f} to {max(ratios):.1f}; "
             f"{TARGETS[name]:.0f} are asked)   {_figures(ours)}   hot row: {_figures(base)}"
         )
+    shares = [run.others_share for pair in pairs for run in pair.base + pair.ours]
+    print(f"others used {statistics.median(shares):.0%} of the machine, at most {max(shares):.0%}")
+    if max(shares) > OTHERS_SHARE_MAX:
+        print(f"above {OTHERS_SHARE_MAX:.0%} the figures are no measurement; repeat on an idle one")
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"ratio-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(pairs)))
