@@ -78,7 +78,7 @@ class Books:
             *([f"key-{s}" for s in some], [b"f" * 16 for _ in some], [f"cus-{s}" for s in some]),
             *([8999] * count, [900] * count, [None] * count, [None] * count),
         )
-        assert [row["outcome"] for row in answers] == ["redeemed"] * count
+        assert {row["outcome"] for row in answers} == {"redeemed"}
 
     async def arm(self, lease: uuid.UUID) -> None:
         tag = random.getrandbits(62)
