@@ -1,6 +1,10 @@
 -- What `verify` reads: one snapshot of the books, compared with itself. Nothing here locks or writes.
 -- @project is NULL for all projects. Offenders come at most @rows_max of each kind; `offenders` counts all of them.
 
+-- name: room :one
+-- Operator: memory for grouping millions of rows without spilling, for this transaction only.
+SELECT set_config('work_mem', @work_mem::text, true);
+
 -- name: totals :one
 -- Operator: how much there is to check, for the figures beside each invariant.
 SELECT (SELECT count(*) FROM vf.vouchers k WHERE @project::uuid IS NULL OR k.project_id = @project) AS vouchers,
@@ -219,14 +223,21 @@ WITH scope (project_id, id, prefix, limit_max) AS MATERIALIZED (
     UNION ALL
     SELECT c.project_id, c.id, 'cmp', c.per_customer_limit FROM vf.campaigns c
      WHERE c.per_customer_limit IS NOT NULL AND (@project::uuid IS NULL OR c.project_id = @project)
-), held AS MATERIALIZED (
-    SELECT s.project_id, s.id, s.prefix, s.limit_max, k.customer_id, count(*) AS live_count,
-           count(*) FILTER (WHERE l.id IS NULL OR l.state = 'settled') AS settled_count
+), used AS MATERIALIZED (
+    -- Grouped before anything is joined: a million rows are read once and shrink at once.
+    SELECT k.project_id, k.voucher_id, k.campaign_id, k.lease_id, k.customer_id, count(*) AS live_count
       FROM vf.redemptions k
-      CROSS JOIN LATERAL (VALUES (k.voucher_id), (k.campaign_id)) AS x (id)
-      JOIN scope s ON s.id = x.id AND s.project_id = k.project_id
+     WHERE k.status = 'redeemed' AND k.customer_id IS NOT NULL AND (@project::uuid IS NULL OR k.project_id = @project)
+     GROUP BY 1, 2, 3, 4, 5
+), held AS MATERIALIZED (
+    SELECT s.project_id, s.id, s.prefix, s.limit_max, k.customer_id, sum(k.live_count)::bigint AS live_count,
+           coalesce(sum(k.live_count) FILTER (WHERE l.id IS NULL OR l.state = 'settled'), 0)::bigint AS settled_count
+      FROM (SELECT u.project_id, u.voucher_id AS id, u.lease_id, u.customer_id, u.live_count FROM used u
+            UNION ALL
+            SELECT u.project_id, u.campaign_id, u.lease_id, u.customer_id, u.live_count FROM used u
+             WHERE u.campaign_id IS NOT NULL) k
+      JOIN scope s ON s.id = k.id AND s.project_id = k.project_id
       LEFT JOIN vf.leases l ON l.id = k.lease_id AND l.project_id = k.project_id
-     WHERE k.status = 'redeemed' AND k.customer_id IS NOT NULL
      GROUP BY 1, 2, 3, 4, 5
 ), offender (what, project_id, prefix, subject, customer_id, expected, found) AS (
     SELECT 'a customer has at most per_customer_limit', h.project_id, h.prefix, h.id, h.customer_id, h.limit_max,
