@@ -205,7 +205,8 @@ async def run(
 
     0: the books balance. 1: they do not, and the offending rows are printed. 2: something needed
     could not be asked (PostgreSQL or Redis away, an unreadable history).
-    `project` bounds it to one project. Cost: a few scans of the ledger, 10 to 20 s a million rows on two cores.
+    `project` bounds it to one project. Cost: a few scans of the ledger, on two cores 10 to 20 s a
+    million rows.
     """
     report = Report()
     try:
