@@ -4,9 +4,11 @@ They are answered before Litestar, from the parts this file opens and closes: th
 the claim backend and what this worker knows of live leases. One `Redeemer` serves both.
 """
 
+import asyncio
+import re
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis.asyncio
 import structlog
@@ -24,10 +26,10 @@ from core.crowds import Crowds
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.errors import NotFound, Refusal
 from core.flash_sales import SaleDesk
-from core.hot import ClaimBackend
+from core.hot import ClaimBackend, RawAnswer
 from core.hot.redis_py import RedisPyBackend
 from core.hot.rust import RustBackend
-from core.live_leases import LeaseKeeper
+from core.live_leases import LeaseKeeper, LiveLease
 from core.redeemer import Redeemer
 from core.redemptions import NewRedemption, Redemption, TermsCache
 from core.seats import Seat
@@ -40,10 +42,20 @@ REDIS_CONNECTIONS_MAX: Final = 32
 REDIS_TIMEOUT_S: Final = 2.0
 
 _OK: Final = [JSON]
+# A key that means itself: no quotes around it, nothing to strip.
+_PLAIN_KEY: Final = re.compile(r"[!#-~]{1,255}", re.ASCII)
 # A sale is claimed by one address, again and again.
 _parsed_id = lru_cache(maxsize=4_096)(ids.parse_id)
 _encode = json.Encoder().encode
 _log = structlog.get_logger("vauchflow.doors")
+
+
+class Plain(NamedTuple):
+    """Whose plain claim it was, on which lease, under which key."""
+
+    caller: Caller
+    live: LiveLease
+    key: str | None
 
 
 class Doors:
@@ -107,6 +119,42 @@ class Doors:
         self._seat.leave()
         await self.redis.aclose()
         await self._commit_database.close()
+
+    def plainly(
+        self, route: str, name: str, headers: Any, raw: bytes, protocol: Any, sent: Any
+    ) -> "tuple[Plain, asyncio.Future[Any]] | None":
+        """Try the way that nearly every claim of a live lease can go; None: the general one.
+
+        The future gets None when the win has been sent, with the headers `sent`.
+        """
+        authorization = headers.get("authorization")
+        if authorization is None or authorization[:7] != "Bearer ":
+            return None
+        caller = self._services.keys.peek(authorization[7:].encode())
+        key = headers.get("idempotency-key")
+        if (
+            caller is None
+            or not caller.is_secret
+            or headers.get("content-type") != "application/json"
+            or (key is not None and not _PLAIN_KEY.fullmatch(key))
+        ):
+            return None
+        live = (
+            self._redeemer.live_of_sale(caller, _parsed_id("fls", name))
+            if route == "claim"
+            else self._redeemer.live_of_code(caller, name)
+        )
+        if live is None:
+            return None
+        told = self._redeemer.claim_plainly(caller, live, raw, key, protocol, sent)
+        return None if told is None else (Plain(caller, live, key), told)
+
+    async def after_plain(self, plain: "Plain", call: HotCall, told: RawAnswer) -> Answer:
+        """Answer a plain claim that did not win."""
+        new = bodies.decode(call.raw, NewRedemption)
+        caller, live, key = plain
+        answered = await self._redeemer.after_plain(caller, live, new, key, told)
+        return self._answer(answered, call)
 
     async def redeem(self, call: HotCall) -> Answer:
         """Answer POST /v1/vouchers/{code}/redeem."""

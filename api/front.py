@@ -42,6 +42,7 @@ STRICT_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
 _STRICT_PAIRS: Final = tuple(STRICT_HEADERS.items())
+_JSON_PAIR: Final = ("content-type", "application/json")
 
 _log = structlog.get_logger("vauchflow.requests")
 
@@ -100,8 +101,17 @@ class Front:
         request_id: str,
     ) -> None:
         started_s = time.perf_counter()
+        assert self._services.doors is not None
         try:
             raw = await self._slow_bodies.read(headers, protocol)
+            sent = [("x-request-id", request_id), *_STRICT_PAIRS, _JSON_PAIR]
+            plain = self._services.doors.plainly(route, name, headers, raw, protocol, sent)
+            told = None
+            if plain is not None:
+                told = await plain[1]
+                if told is None:
+                    metrics.observe(route, 200, time.perf_counter() - started_s)
+                    return
             call = HotCall(
                 name,
                 header(headers, "authorization"),
@@ -110,7 +120,10 @@ class Front:
                 raw,
                 request_id,
             )
-            answer = await door(call)
+            if plain is not None and told is not None:
+                answer = await self._services.doors.after_plain(plain[0], call, told)
+            else:
+                answer = await door(call)
         except Fault as fault:
             report_fault(fault, request_id)
             answer = self._services.problems.of_fault(fault, request_id)

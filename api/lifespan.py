@@ -1,7 +1,7 @@
 """What one worker process holds open, from its first request to its last."""
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -35,6 +35,19 @@ class HotDoors(Protocol):
 
     async def stop(self) -> None:
         """Finish what is in flight and close. The database is closed afterwards."""
+
+    def plainly(
+        self, route: str, name: str, headers: Any, raw: bytes, protocol: Any, sent: Any
+    ) -> tuple[Any, "asyncio.Future[Any]"] | None:
+        """Try the way that nearly every claim of a live lease can go; None: the general one.
+
+        The future gets None when the win has been sent; else `after_plain` answers.
+        """
+        ...
+
+    async def after_plain(self, plain: Any, call: HotCall, told: Any) -> Answer:
+        """Answer a plain claim that did not win."""
+        ...
 
     async def redeem(self, call: HotCall) -> Answer:
         """Answer POST /v1/vouchers/{code}/redeem. A Fault becomes its problem in `front`."""

@@ -52,6 +52,7 @@ class LiveLease:
     """A lease this worker serves: where its claims go and how they are priced."""
 
     __slots__ = (
+        "is_plain",
         "knows_mark",
         "lease_bytes",
         "row",
@@ -68,6 +69,7 @@ class LiveLease:
         `knows_mark`: false when this seat served the lease before its node was restarted.
         `sold_out_until` is on this process's monotonic clock. `sealed_for` is "other" or "same"
         while PostgreSQL judges whether another Redis process, or the same one, may go on.
+        `is_plain`: the compiled backend has the terms and may answer plain claims by itself.
         """
         self.row = row
         self.lease_bytes = row.lease_id.bytes
@@ -77,6 +79,7 @@ class LiveLease:
         self.sold_out_until = 0.0
         self.sealed_for: str | None = None
         self.knows_mark = knows_mark
+        self.is_plain = False
 
 
 class Seat(Protocol):

@@ -5,8 +5,9 @@ What this process believes about a code is a hint: who decides says `rerouted` o
 the hint was stale, and the request is routed once more.
 """
 
+import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -17,7 +18,8 @@ from core.api_keys import Caller
 from core.crowds import Crowds
 from core.errors import IdempotencyMismatch, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk, SaleRow
-from core.hot import Answer, ClaimBackend, Outcome
+from core.hot import Answer, ClaimBackend, Outcome, RawAnswer
+from core.hot.rust import RustBackend
 from core.live_leases import LeaseKeeper, LiveLease
 from core.redemptions import NewRedemption, Priced, Redemption, Terms, TermsCache
 from core.rules import codes
@@ -86,7 +88,7 @@ class Redeemer:
         if norm is None:
             raise NotFound("There is no voucher with this code.")
         redemptions.checked(new)
-        live = self._keeper.by_code.get((caller.project_id, norm))
+        live = self.live_of_code(caller, norm)
         if live is not None:
             answered = await self._claim(caller, live, new, key)
             if answered is not None:
@@ -103,8 +105,8 @@ class Redeemer:
         Refuses and raises as `redeem`.
         """
         redemptions.checked(new)
-        live = self._keeper.by_sale.get(sale_id)
-        if live is not None and live.row.project_id == caller.project_id:
+        live = self.live_of_sale(caller, sale_id)
+        if live is not None:
             answered = await self._claim(caller, live, new, key)
             if answered is not None:
                 return answered
@@ -117,6 +119,53 @@ class Redeemer:
             if terms is None or terms.sale_id != sale_id:
                 return await self._after_sale(caller, row, new, key)
         return await self._redeem_in_ledger(caller, terms.code_norm, new, key, sale_id=sale_id)
+
+    # -- Plain claims: read, priced and answered by the compiled backend -----------------------
+
+    def claim_plainly(
+        self,
+        caller: Caller,
+        live: LiveLease,
+        body: bytes,
+        key: str | None,
+        protocol: Any,
+        sent: Any,
+    ) -> "asyncio.Future[RawAnswer | None] | None":
+        """Let the compiled backend take a claim whole; None when it does not take this one.
+
+        A win is sent through `protocol` with the headers `sent`, and the future gets None. Any
+        other answer is the future's, and `after_plain` words it.
+        """
+        backend = self._backend
+        if not isinstance(backend, RustBackend) or (
+            key is None and live.sold_out_until > time.monotonic()
+        ):
+            return None
+        if not live.is_plain:
+            _set_terms(backend, caller, live)
+        return backend.claim_plain(live.slot, body, key, CLAIM_WAIT_MS, protocol, sent)
+
+    async def after_plain(
+        self, caller: Caller, live: LiveLease, new: NewRedemption, key: str | None, raw: RawAnswer
+    ) -> Redemption | Refusal:
+        """Word what a plain claim was told instead of a win."""
+        priced = redemptions.price(live.terms, new, caller.currency)
+        assert not isinstance(priced, Refusal), "a plain claim was priced before"
+        answered = self._judge_claim(caller, live, priced, Answer(*raw))
+        if answered is not None:
+            return answered
+        await self._terms.load(caller.project_id, live.row.code_norm)
+        return await self._redeem_in_ledger(caller, live.row.code_norm, new, key)
+
+    def live_of_sale(self, caller: Caller, sale_id: UUID | None) -> LiveLease | None:
+        """Return the live lease that a sale of the caller's project has in this process."""
+        live = self._keeper.by_sale.get(sale_id) if sale_id is not None else None
+        return live if live is not None and live.row.project_id == caller.project_id else None
+
+    def live_of_code(self, caller: Caller, code: str) -> LiveLease | None:
+        """Return the live lease that a code has in this process."""
+        norm = codes.normalise(code)
+        return self._keeper.by_code.get((caller.project_id, norm)) if norm is not None else None
 
     # -- PostgreSQL decides ----------------------------------------------------------------
 
@@ -350,6 +399,34 @@ class _Stored(redemptions.Row, frozen=True):
 
     def row(self) -> redemptions.Row:
         return self
+
+
+def _set_terms(backend: RustBackend, caller: Caller, live: LiveLease) -> None:
+    """Tell the compiled backend what `price` and `answer` would use; see hotpath/src/plain.rs."""
+    terms, row = live.terms, live.row
+    tail = {
+        "flash_sale_id": ids.format_id("fls", row.sale_id),
+        "campaign_id": ids.format_id("cmp", terms.campaign_id) if terms.campaign_id else None,
+        "metadata": None,
+        "rolled_back_at": None,
+        "rollback_reason": None,
+    }
+    is_percent = terms.discount_type == "PERCENT"
+    backend.set_terms(
+        live.slot,
+        terms.code_norm,
+        _encode(terms.code).decode(),
+        caller.currency,
+        caller.exponent,
+        terms.discount_bp if is_percent else None,
+        terms.discount_minor or 0,
+        terms.min_order_minor or 0,
+        str(row.lease_id),
+        row.tag,
+        row.seq_base,
+        "," + _encode(tail).decode()[1:],
+    )
+    live.is_plain = True
 
 
 def _customer_limit(caller: Caller, reference: str) -> Refusal:

@@ -41,6 +41,9 @@ class RustBackend:
         )
         # Bound once: the hot path goes from a handler straight into the compiled method.
         self.claim = self._batcher.claim
+        # Beyond the contract: a body of the common shape is read, priced and answered in there.
+        self.set_terms = self._batcher.set_terms
+        self.claim_plain = self._batcher.claim_plain
         self.open_lease = self._batcher.open_lease
         self.open_crowd = self._batcher.open_crowd
         self.reopen = self._batcher.reopen

@@ -5,7 +5,7 @@
 // Converted arguments arrive by value; a borrowed path would need a lifetime pyo3 does not give.
 #![allow(clippy::needless_pass_by_value)]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -20,38 +20,53 @@ use crate::batcher::{Core, Item, Limits};
 use crate::connection::{Address, Server};
 use crate::flight;
 use crate::marks::{self, parse_uuid, uuid_text};
-use crate::outcome::Answer;
+use crate::outcome::{Answer, Outcome};
+use crate::plain;
 
 /// 128 bits in hex; claim.lua cuts records at this width.
 const FINGERPRINT_CHARS: usize = 32;
 /// Longest wait for an answer: an hour, so that a deadline never overflows the clock.
 const DEADLINE_MS_MAX: i64 = 3_600_000;
 
-/// Futures by ticket. A place is used again under another generation, so a ticket names one claim.
+/// Who waits for an answer; a plain claim's win is sent to its client from here.
+struct Waiter {
+    future: Py<PyAny>,
+    reply: Option<Box<Reply>>,
+}
+
+/// What sends a plain claim's win: the request's protocol, the headers, the claim and its terms.
+struct Reply {
+    protocol: Py<PyAny>,
+    headers: Py<PyAny>,
+    ask: plain::Ask,
+    terms: Arc<plain::Terms>,
+}
+
+/// Waiters by ticket. A place is used again under another generation, so a ticket names one claim.
 #[derive(Default)]
 struct Slab {
-    places: Vec<(u32, Option<Py<PyAny>>)>,
+    places: Vec<(u32, Option<Waiter>)>,
     free: Vec<u32>,
 }
 
 impl Slab {
-    fn put(&mut self, future: Py<PyAny>) -> u64 {
+    fn put(&mut self, waiter: Waiter) -> u64 {
         let at = self.free.pop().unwrap_or_else(|| {
             self.places.push((0, None));
             self.places.len() as u32 - 1
         });
         let place = &mut self.places[at as usize];
-        place.1 = Some(future);
+        place.1 = Some(waiter);
         u64::from(place.0) << 32 | u64::from(at)
     }
 
-    fn take(&mut self, ticket: u64) -> Option<Py<PyAny>> {
+    fn take(&mut self, ticket: u64) -> Option<Waiter> {
         let (generation, at) = ((ticket >> 32) as u32, ticket as u32);
         let place = self.places.get_mut(at as usize).filter(|place| place.0 == generation)?;
-        let future = place.1.take()?;
+        let waiter = place.1.take()?;
         place.0 = generation.wrapping_add(1);
         self.free.push(at);
-        Some(future)
+        Some(waiter)
     }
 }
 
@@ -60,12 +75,37 @@ struct Batcher {
     core: Arc<Core>,
     create_future: Py<PyAny>,
     slab: Mutex<Slab>,
+    terms: Mutex<HashMap<usize, Arc<plain::Terms>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Batcher {
     fn slab(&self) -> std::sync::MutexGuard<'_, Slab> {
         self.slab.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn terms(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<plain::Terms>>> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queue an item for a waiter; refused at once, its future is resolved at once.
+    fn queue(
+        &self,
+        py: Python<'_>,
+        slot: usize,
+        waiter: Waiter,
+        bytes: Box<[u8]>,
+        deadline_ms: i64,
+    ) -> PyResult<()> {
+        let future = waiter.future.clone_ref(py);
+        let wait = Duration::from_millis(deadline_ms.clamp(0, DEADLINE_MS_MAX) as u64);
+        let ticket = self.slab().put(waiter);
+        let item = Item { ticket, deadline: Instant::now() + wait, bytes };
+        if let Err(refused) = self.core.submit(slot, item) {
+            self.slab().take(ticket);
+            resolve(future.bind(py), &Answer::bare(refused))?;
+        }
+        Ok(())
     }
 }
 
@@ -114,6 +154,7 @@ impl Batcher {
             core,
             create_future: r#loop.getattr("create_future")?.unbind(),
             slab: Mutex::default(),
+            terms: Mutex::default(),
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -141,6 +182,7 @@ impl Batcher {
     }
 
     fn close_slot(&self, slot: usize) -> PyResult<()> {
+        self.terms().remove(&slot);
         self.core.close_slot(slot).ok_or_else(no_slot)
     }
 
@@ -167,15 +209,71 @@ impl Batcher {
         let kind = self.core.kind(slot).ok_or_else(no_slot)?;
         let (key, customer) = (key.unwrap_or_default(), customer.unwrap_or_default());
         let bytes = kind.item(key, fingerprint, customer, payload);
-        let wait = Duration::from_millis(deadline_ms.clamp(0, DEADLINE_MS_MAX) as u64);
         let future = self.create_future.bind(py).call0()?;
-        let ticket = self.slab().put(future.clone().unbind());
-        let item = Item { ticket, deadline: Instant::now() + wait, bytes };
-        if let Err(refused) = self.core.submit(slot, item) {
-            self.slab().take(ticket);
-            resolve(&future, &Answer::bare(refused))?;
-        }
+        let waiter = Waiter { future: future.clone().unbind(), reply: None };
+        self.queue(py, slot, waiter, bytes, deadline_ms)?;
         Ok(future)
+    }
+
+    /// Say with what the plain claims of a lease's slot are priced and answered.
+    #[allow(clippy::too_many_arguments)]
+    fn set_terms(
+        &self,
+        slot: usize,
+        code_norm: String,
+        code_json: String,
+        currency: String,
+        exponent: usize,
+        discount_bp: Option<u64>,
+        discount_minor: u64,
+        min_order_minor: u64,
+        lease_id: &str,
+        tag: u64,
+        seq_base: u64,
+        tail: String,
+    ) -> PyResult<()> {
+        let lease = lease_uuid(lease_id)?;
+        let terms = plain::Terms {
+            code_norm,
+            code_json,
+            currency,
+            exponent,
+            discount_bp,
+            discount_minor,
+            min_order_minor,
+            lease,
+            tag,
+            seq_base,
+            tail,
+        };
+        self.terms().insert(slot, Arc::new(terms));
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    /// Claim with a plain body. A win is sent through `protocol` and the future gets None; any
+    /// other answer is the future's, as of `claim`. None at once: the body is not plain, or the
+    /// slot has no terms, and nothing was done.
+    fn claim_plain<'py>(
+        &self,
+        py: Python<'py>,
+        slot: usize,
+        body: &[u8],
+        key: Option<&str>,
+        deadline_ms: i64,
+        protocol: Py<PyAny>,
+        headers: Py<PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(terms) = self.terms().get(&slot).cloned() else { return Ok(None) };
+        let Some(ask) = plain::read(&terms, body) else { return Ok(None) };
+        let kind = self.core.kind(slot).ok_or_else(no_slot)?;
+        let (key, fingerprint) = (key.unwrap_or_default(), ask.fingerprint(&terms));
+        let bytes = kind.item(key, &fingerprint, &ask.customer, &ask.payload());
+        let future = self.create_future.bind(py).call0()?;
+        let reply = Some(Box::new(Reply { protocol, headers, ask, terms }));
+        let waiter = Waiter { future: future.clone().unbind(), reply };
+        self.queue(py, slot, waiter, bytes, deadline_ms)?;
+        Ok(Some(future))
     }
 
     /// Resolve the futures whose answers have come. The loop calls it when `fileno` is readable.
@@ -185,12 +283,16 @@ impl Batcher {
             let mut slab = self.slab();
             answers.into_iter().map(|(ticket, answer)| (slab.take(ticket), answer)).collect()
         };
-        for (future, answer) in waiting {
-            let Some(future) = future else { continue };
+        for (waiter, answer) in waiting {
+            let Some(Waiter { future, reply }) = waiter else { continue };
             let future = future.bind(py);
             if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                let resolved = match reply {
+                    Some(reply) if answer.outcome == Outcome::Won => send(future, &reply, &answer),
+                    _ => resolve(future, &answer),
+                };
                 // One future that can't be resolved (its loop is closed) must not starve the rest.
-                if let Err(error) = resolve(future, &answer) {
+                if let Err(error) = resolved {
                     error.write_unraisable(py, Some(future));
                 }
             }
@@ -258,6 +360,18 @@ fn resolve(future: &Bound<'_, PyAny>, answer: &Answer) -> PyResult<()> {
         detail,
     ];
     future.call_method1(intern!(py, "set_result"), (PyTuple::new(py, fields)?,))?;
+    Ok(())
+}
+
+/// Send a plain claim's win to its client, who may be gone: what was decided stands.
+fn send(future: &Bound<'_, PyAny>, reply: &Reply, answer: &Answer) -> PyResult<()> {
+    let py = future.py();
+    let body = reply.ask.answer(&reply.terms, answer.seq, answer.remaining, answer.at_ms);
+    let body = PyBytes::new(py, &body);
+    let headers = reply.headers.bind(py);
+    let protocol = reply.protocol.bind(py);
+    let _ = protocol.call_method1(intern!(py, "response_bytes"), (200, headers, body));
+    future.call_method1(intern!(py, "set_result"), (py.None(),))?;
     Ok(())
 }
 

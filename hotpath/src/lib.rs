@@ -2,13 +2,15 @@
 //!
 //! `bindings` is the only file that names Python; `batcher` holds what the event loop and the I/O
 //! thread share; `flight` is that thread; `connection` owns the socket; `resp` and `script` read
-//! and write without I/O; `marks` remembers what was handed out; all know `outcome`.
+//! and write without I/O; `marks` remembers what was handed out; `plain` reads and answers what
+//! nearly every claim looks like; all know `outcome`.
 
 pub mod batcher;
 pub mod connection;
 pub mod flight;
 pub mod marks;
 pub mod outcome;
+pub mod plain;
 pub mod resp;
 pub mod script;
 pub mod wake;

@@ -41,8 +41,11 @@ class Project(msgspec.Struct, frozen=True):
 class Api:
     """The running API and what a test may look at behind it."""
 
-    def __init__(self, settings: Settings, owner_url: str, log_path: Path) -> None:
+    def __init__(
+        self, settings: Settings, owner_url: str, log_path: Path, environ: dict[str, str]
+    ) -> None:
         self.settings = settings
+        self.environ = environ
         self.base_url = settings.base_url
         self._log_path = log_path
         self._runner = asyncio.Runner()
@@ -112,7 +115,7 @@ def api(servers: Servers, template_url: str) -> Iterator[Api]:
             )  # fmt: skip
             try:
                 wait_until_ready(settings.base_url, process, log_path)
-                running = Api(settings, url, log_path)
+                running = Api(settings, url, log_path, environ)
                 yield running
                 running.close()
             finally:

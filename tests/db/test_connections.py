@@ -1,7 +1,5 @@
 """What a transaction promises, and what is said when the promise cannot be kept."""
 
-# ruff: noqa: PT012 - what is promised here is a property of a whole transaction.
-
 import asyncio
 import os
 import random

@@ -64,6 +64,30 @@ class Batcher:
         payload: bytes,
         deadline_ms: int,
     ) -> asyncio.Future[tuple[int, int, int, int, bytes | None]]: ...
+    def set_terms(
+        self,
+        slot: int,
+        code_norm: str,
+        code_json: str,
+        currency: str,
+        exponent: int,
+        discount_bp: int | None,
+        discount_minor: int,
+        min_order_minor: int,
+        lease_id: str,
+        tag: int,
+        seq_base: int,
+        tail: str,
+    ) -> None: ...
+    def claim_plain(
+        self,
+        slot: int,
+        body: bytes,
+        key: str | None,
+        deadline_ms: int,
+        protocol: object,
+        headers: list[tuple[str, str]],
+    ) -> asyncio.Future[tuple[int, int, int, int, bytes | None] | None] | None: ...
     def drain(self) -> None: ...
     def status(self) -> _Status: ...
     def close(self) -> None: ...
