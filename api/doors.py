@@ -4,11 +4,10 @@ They are answered before Litestar, from the parts this file opens and closes: th
 the claim backend and what this worker knows of live leases. One `Redeemer` serves both.
 """
 
-import asyncio
 import re
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import redis.asyncio
 import structlog
@@ -20,17 +19,17 @@ from api.errors import Answer
 from api.front import JSON
 from api.idempotency import key_of
 from api.lifespan import HotCall, Services
-from core import ids
+from core import ids, redemptions
 from core.api_keys import Caller
 from core.crowds import Crowds
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.errors import NotFound, Refusal
 from core.flash_sales import SaleDesk
-from core.hot import ClaimBackend, RawAnswer
+from core.hot import ClaimBackend
 from core.hot.redis_py import RedisPyBackend
 from core.hot.rust import RustBackend
-from core.live_leases import LeaseKeeper, LiveLease
-from core.redeemer import Redeemer
+from core.live_leases import LeaseKeeper
+from core.redeemer import PlainRedeem, Redeemer
 from core.redemptions import NewRedemption, Redemption, TermsCache
 from core.seats import Seat
 from core.shared_commits import FLIGHTS_MAX, SharedCommits
@@ -43,19 +42,11 @@ REDIS_TIMEOUT_S: Final = 2.0
 
 _OK: Final = [JSON]
 # A key that means itself: no quotes around it, nothing to strip.
-_PLAIN_KEY: Final = re.compile(r"[!#-~]{1,255}", re.ASCII)
+_PLAIN_KEY: Final = re.compile(rb"[!#-~]{1,255}")
 # A sale is claimed by one address, again and again.
 _parsed_id = lru_cache(maxsize=4_096)(ids.parse_id)
 _encode = json.Encoder().encode
 _log = structlog.get_logger("vauchflow.doors")
-
-
-class Plain(NamedTuple):
-    """Whose plain claim it was, on which lease, under which key."""
-
-    caller: Caller
-    live: LiveLease
-    key: str | None
 
 
 class Doors:
@@ -120,41 +111,69 @@ class Doors:
         await self.redis.aclose()
         await self._commit_database.close()
 
-    def plainly(
-        self, route: str, name: str, headers: Any, raw: bytes, protocol: Any, sent: Any
-    ) -> "tuple[Plain, asyncio.Future[Any]] | None":
-        """Try the way that nearly every claim of a live lease can go; None: the general one.
+    async def plainly(
+        self, route: str, call: HotCall, protocol: Any, sent: Any
+    ) -> Answer | bool | None:
+        """Try the way that nearly every redeem can go: without an object but its answer.
 
-        The future gets None when the win has been sent, with the headers `sent`.
+        True: the answer was sent, with the headers `sent`. An Answer is to be sent. None: the
+        request must go the general way, and nothing was decided.
         """
-        authorization = headers.get("authorization")
-        if authorization is None or authorization[:7] != "Bearer ":
+        asker = self._plain_asker(call)
+        if asker is None:
             return None
-        caller = self._services.keys.peek(authorization[7:].encode())
-        key = headers.get("idempotency-key")
+        caller, key = asker
+        sale_id = _parsed_id("fls", call.name) if route == "claim" else None
+        if route == "claim" and sale_id is None:
+            return None
+        live = (
+            self._redeemer.live_of_sale(caller, sale_id)
+            if sale_id is not None
+            else self._redeemer.live_of_code(caller, call.name)
+        )
+        if live is not None:
+            told = self._redeemer.claim_plainly(caller, live, call.raw, key, protocol, sent)
+            if told is None:
+                return None
+            raw = await told
+            if raw is None:
+                return True
+            new = bodies.decode(call.raw, NewRedemption)
+            answered = await self._redeemer.after_plain(caller, live, new, key, raw)
+            return self._answer(answered, call)
+        plain = self._redeemer.redeem_plainly(
+            caller, code=call.name, sale_id=sale_id, body=call.raw, key=key
+        )
+        return None if plain is None else await self._plain_answer(caller, plain, call)
+
+    def _plain_asker(self, call: HotCall) -> tuple[Caller, str | None] | None:
+        authorization, key = call.authorization, call.idempotency_key
+        if authorization is None or authorization[:7] != b"Bearer ":
+            return None
+        caller = self._services.keys.peek(authorization[7:])
         if (
             caller is None
             or not caller.is_secret
-            or headers.get("content-type") != "application/json"
+            or call.content_type != b"application/json"
             or (key is not None and not _PLAIN_KEY.fullmatch(key))
         ):
             return None
-        live = (
-            self._redeemer.live_of_sale(caller, _parsed_id("fls", name))
-            if route == "claim"
-            else self._redeemer.live_of_code(caller, name)
-        )
-        if live is None:
-            return None
-        told = self._redeemer.claim_plainly(caller, live, raw, key, protocol, sent)
-        return None if told is None else (Plain(caller, live, key), told)
+        return caller, key.decode() if key is not None else None
 
-    async def after_plain(self, plain: "Plain", call: HotCall, told: RawAnswer) -> Answer:
-        """Answer a plain claim that did not win."""
+    async def _plain_answer(
+        self, caller: Caller, plain: PlainRedeem, call: HotCall
+    ) -> Answer | None:
+        decision = await plain.future
+        if decision.outcome == "redeemed":
+            assert decision.id is not None and decision.seq is not None
+            assert decision.redeemed_at is not None
+            at_ms = redemptions.ms_of(decision.redeemed_at)
+            told = (decision.id.bytes, decision.seq, decision.remaining, at_ms)
+            return Answer(200, plain.ask.answer(*told), _OK)
+        if decision.outcome in ("repriced", "rerouted"):
+            return None
         new = bodies.decode(call.raw, NewRedemption)
-        caller, live, key = plain
-        answered = await self._redeemer.after_plain(caller, live, new, key, told)
-        return self._answer(answered, call)
+        return self._answer(await self._redeemer.after_redeem_plain(caller, plain, new), call)
 
     async def redeem(self, call: HotCall) -> Answer:
         """Answer POST /v1/vouchers/{code}/redeem."""

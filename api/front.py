@@ -104,14 +104,6 @@ class Front:
         assert self._services.doors is not None
         try:
             raw = await self._slow_bodies.read(headers, protocol)
-            sent = [("x-request-id", request_id), *_STRICT_PAIRS, _JSON_PAIR]
-            plain = self._services.doors.plainly(route, name, headers, raw, protocol, sent)
-            told = None
-            if plain is not None:
-                told = await plain[1]
-                if told is None:
-                    metrics.observe(route, 200, time.perf_counter() - started_s)
-                    return
             call = HotCall(
                 name,
                 header(headers, "authorization"),
@@ -120,10 +112,12 @@ class Front:
                 raw,
                 request_id,
             )
-            if plain is not None and told is not None:
-                answer = await self._services.doors.after_plain(plain[0], call, told)
-            else:
-                answer = await door(call)
+            sent = [("x-request-id", request_id), *_STRICT_PAIRS, _JSON_PAIR]
+            plain = await self._services.doors.plainly(route, call, protocol, sent)
+            if plain is True:
+                metrics.observe(route, 200, time.perf_counter() - started_s)
+                return
+            answer = plain or await door(call)
         except Fault as fault:
             report_fault(fault, request_id)
             answer = self._services.problems.of_fault(fault, request_id)

@@ -36,17 +36,13 @@ class HotDoors(Protocol):
     async def stop(self) -> None:
         """Finish what is in flight and close. The database is closed afterwards."""
 
-    def plainly(
-        self, route: str, name: str, headers: Any, raw: bytes, protocol: Any, sent: Any
-    ) -> tuple[Any, "asyncio.Future[Any]"] | None:
-        """Try the way that nearly every claim of a live lease can go; None: the general one.
+    async def plainly(
+        self, route: str, call: HotCall, protocol: Any, sent: Any
+    ) -> Answer | bool | None:
+        """Try the way that nearly every redeem can go. True: the answer was sent, with `sent`.
 
-        The future gets None when the win has been sent; else `after_plain` answers.
+        None: the request must go through `redeem` or `claim`, and nothing was decided.
         """
-        ...
-
-    async def after_plain(self, plain: Any, call: HotCall, told: Any) -> Answer:
-        """Answer a plain claim that did not win."""
         ...
 
     async def redeem(self, call: HotCall) -> Answer:

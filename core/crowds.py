@@ -70,6 +70,10 @@ class Crowds:
         """Stop renewing."""
         await asyncio.gather(*(end(task) for task in list(self._tasks)))
 
+    def has(self, voucher_id: UUID) -> bool:
+        """Whether a crowd waits at this voucher, which PostgreSQL said is sold out."""
+        return voucher_id in self._crowds
+
     def sold_out(self, terms: Terms) -> None:
         """Note that PostgreSQL has just said sold out; begin to keep this voucher's crowd."""
         if terms.campaign_id is not None:

@@ -100,6 +100,8 @@ class Priced(msgspec.Struct, frozen=True):
     metadata: str | None
 
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
 _encoder: Final = msgspec.json.Encoder(order="deterministic")
 
 _DETAILS: Final = {
@@ -181,6 +183,12 @@ def iso_ms(at: datetime) -> str:
     A batch shares its instant, so most calls find it written.
     """
     return at.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+@lru_cache(maxsize=256)
+def ms_of(at: datetime) -> int:
+    """Return an instant in milliseconds since 1970, cutting off what is below."""
+    return (at - _EPOCH) // _MILLISECOND
 
 
 @lru_cache(maxsize=256)

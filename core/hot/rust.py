@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from os import PathLike
 
-from vauchflow_hotpath import Batcher, parse_redis_url
+from vauchflow_hotpath import Batcher, PlainAsk, PlainTerms, parse_redis_url
 
 from core.hot import BATCH_MAX, FLIGHT_TIMEOUT_MS, QUEUE_MAX, SlotStatus, Status
+
+__all__ = ["PlainAsk", "PlainTerms", "RustBackend"]
 
 
 class RustBackend:

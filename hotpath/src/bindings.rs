@@ -39,7 +39,12 @@ struct Reply {
     protocol: Py<PyAny>,
     headers: Py<PyAny>,
     ask: plain::Ask,
+    lease: Arc<LeaseTerms>,
+}
+
+struct LeaseTerms {
     terms: Arc<plain::Terms>,
+    lease: plain::Lease,
 }
 
 /// Waiters by ticket. A place is used again under another generation, so a ticket names one claim.
@@ -75,7 +80,7 @@ struct Batcher {
     core: Arc<Core>,
     create_future: Py<PyAny>,
     slab: Mutex<Slab>,
-    terms: Mutex<HashMap<usize, Arc<plain::Terms>>>,
+    terms: Mutex<HashMap<usize, Arc<LeaseTerms>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -84,7 +89,7 @@ impl Batcher {
         self.slab.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn terms(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<plain::Terms>>> {
+    fn terms(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<LeaseTerms>>> {
         self.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -216,36 +221,16 @@ impl Batcher {
     }
 
     /// Say with what the plain claims of a lease's slot are priced and answered.
-    #[allow(clippy::too_many_arguments)]
     fn set_terms(
         &self,
         slot: usize,
-        code_norm: String,
-        code_json: String,
-        currency: String,
-        exponent: usize,
-        discount_bp: Option<u64>,
-        discount_minor: u64,
-        min_order_minor: u64,
+        terms: &PlainTerms,
         lease_id: &str,
         tag: u64,
         seq_base: u64,
-        tail: String,
     ) -> PyResult<()> {
-        let lease = lease_uuid(lease_id)?;
-        let terms = plain::Terms {
-            code_norm,
-            code_json,
-            currency,
-            exponent,
-            discount_bp,
-            discount_minor,
-            min_order_minor,
-            lease,
-            tag,
-            seq_base,
-            tail,
-        };
+        let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base };
+        let terms = LeaseTerms { terms: terms.0.clone(), lease };
         self.terms().insert(slot, Arc::new(terms));
         Ok(())
     }
@@ -264,13 +249,14 @@ impl Batcher {
         protocol: Py<PyAny>,
         headers: Py<PyAny>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Some(terms) = self.terms().get(&slot).cloned() else { return Ok(None) };
-        let Some(ask) = plain::read(&terms, body) else { return Ok(None) };
+        let Some(lease) = self.terms().get(&slot).cloned() else { return Ok(None) };
+        let Some(ask) = plain::read(&lease.terms, body) else { return Ok(None) };
         let kind = self.core.kind(slot).ok_or_else(no_slot)?;
-        let (key, fingerprint) = (key.unwrap_or_default(), ask.fingerprint(&terms));
+        let key = key.unwrap_or_default();
+        let fingerprint = plain::hex(ask.fingerprint(&lease.terms));
         let bytes = kind.item(key, &fingerprint, &ask.customer, &ask.payload());
         let future = self.create_future.bind(py).call0()?;
-        let reply = Some(Box::new(Reply { protocol, headers, ask, terms }));
+        let reply = Some(Box::new(Reply { protocol, headers, ask, lease }));
         let waiter = Waiter { future: future.clone().unbind(), reply };
         self.queue(py, slot, waiter, bytes, deadline_ms)?;
         Ok(Some(future))
@@ -366,13 +352,99 @@ fn resolve(future: &Bound<'_, PyAny>, answer: &Answer) -> PyResult<()> {
 /// Send a plain claim's win to its client, who may be gone: what was decided stands.
 fn send(future: &Bound<'_, PyAny>, reply: &Reply, answer: &Answer) -> PyResult<()> {
     let py = future.py();
-    let body = reply.ask.answer(&reply.terms, answer.seq, answer.remaining, answer.at_ms);
+    let told = reply.lease.lease.told(answer.seq, answer.remaining, answer.at_ms);
+    let body = reply.ask.answer(&reply.lease.terms, &told);
     let body = PyBytes::new(py, &body);
     let headers = reply.headers.bind(py);
     let protocol = reply.protocol.bind(py);
     let _ = protocol.call_method1(intern!(py, "response_bytes"), (200, headers, body));
     future.call_method1(intern!(py, "set_result"), (py.None(),))?;
     Ok(())
+}
+
+/// What plain bodies are read, priced and answered with; see `plain`.
+#[pyclass(frozen, module = "vauchflow_hotpath._native")]
+struct PlainTerms(Arc<plain::Terms>);
+
+#[pymethods]
+impl PlainTerms {
+    #[new]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        code_norm: String,
+        code_json: String,
+        currency: String,
+        exponent: usize,
+        discount_bp: Option<u64>,
+        discount_minor: u64,
+        min_order_minor: u64,
+        tail: String,
+    ) -> Self {
+        Self(Arc::new(plain::Terms {
+            code_norm,
+            code_json,
+            currency,
+            exponent,
+            discount_bp,
+            discount_minor,
+            min_order_minor,
+            tail,
+        }))
+    }
+
+    /// Read and price a body; None when it is not plain.
+    fn read(&self, body: &[u8]) -> Option<PlainAsk> {
+        plain::read(&self.0, body).map(|ask| PlainAsk { ask, terms: self.0.clone() })
+    }
+}
+
+/// A plain body that was read and priced.
+#[pyclass(frozen, module = "vauchflow_hotpath._native")]
+struct PlainAsk {
+    ask: plain::Ask,
+    terms: Arc<plain::Terms>,
+}
+
+#[pymethods]
+impl PlainAsk {
+    #[getter]
+    fn customer_id(&self) -> &str {
+        &self.ask.customer
+    }
+
+    #[getter]
+    fn order_id(&self) -> Option<&str> {
+        self.ask.order_id.as_deref()
+    }
+
+    #[getter]
+    fn order_value_minor(&self) -> u64 {
+        self.ask.order_value_minor
+    }
+
+    #[getter]
+    fn discount_minor(&self) -> u64 {
+        self.ask.discount_minor
+    }
+
+    #[getter]
+    fn fingerprint<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.ask.fingerprint(&self.terms))
+    }
+
+    /// The answer to a redemption: the id's 16 bytes, its number, what was left, and when.
+    fn answer<'py>(
+        &self,
+        py: Python<'py>,
+        id: &[u8],
+        seq: u64,
+        remaining: Option<i64>,
+        at_ms: i64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let id = id.try_into().map_err(|_| PyValueError::new_err("an id is 16 bytes"))?;
+        let told = plain::Told { id: u128::from_be_bytes(id), seq, remaining, at_ms };
+        Ok(PyBytes::new(py, &self.ask.answer(&self.terms, &told)))
+    }
 }
 
 /// The marks file by itself, for the backend written in Python.
@@ -439,7 +511,7 @@ fn read_marks(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
-    use super::{Batcher, Marks, read_marks};
+    use super::{Batcher, Marks, PlainAsk, PlainTerms, read_marks};
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]

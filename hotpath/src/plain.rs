@@ -13,7 +13,7 @@ const REFERENCE_MAX: usize = 200;
 const DIGITS_MAX: usize = 11;
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/// What the claims of one lease are priced and answered with; frozen while it is out.
+/// What redemptions of one voucher are priced and answered with, under one version of its terms.
 pub struct Terms {
     pub code_norm: String,
     /// `"code":…` as JSON text.
@@ -25,11 +25,33 @@ pub struct Terms {
     pub discount_bp: Option<u64>,
     pub discount_minor: u64,
     pub min_order_minor: u64,
-    pub lease: [u8; 16],
-    pub tag: u64,
-    pub seq_base: u64,
     /// What follows `redeemed_at` in every answer.
     pub tail: String,
+}
+
+/// What makes the ids and the sale-wide numbers of a lease's wins.
+pub struct Lease {
+    pub id: [u8; 16],
+    pub tag: u64,
+    pub seq_base: u64,
+}
+
+/// An answer's own part: the id's 128 bits, the number, what was left, and when.
+pub struct Told {
+    pub id: u128,
+    pub seq: u64,
+    pub remaining: Option<i64>,
+    pub at_ms: i64,
+}
+
+impl Lease {
+    /// See `core/ids.py`: the tag, the number, and three bytes that only the lease's id gives.
+    pub fn told(&self, seq: u64, remaining: i64, at_ms: i64) -> Told {
+        let check = Sha256::new().chain_update(self.id).chain_update(seq.to_be_bytes()).finalize();
+        let low = u128::from(check[0]) << 16 | u128::from(check[1]) << 8 | u128::from(check[2]);
+        let id = u128::from(self.tag) << 64 | u128::from(seq) << 24 | low;
+        Told { id, seq: self.seq_base + seq, remaining: Some(remaining), at_ms }
+    }
 }
 
 /// A claim that was read and priced.
@@ -80,8 +102,8 @@ pub fn read(terms: &Terms, body: &[u8]) -> Option<Ask> {
 }
 
 impl Ask {
-    /// 32 hex characters over the code and the canonical body.
-    pub fn fingerprint(&self, terms: &Terms) -> String {
+    /// 128 bits over the code and the canonical body.
+    pub fn fingerprint(&self, terms: &Terms) -> [u8; 16] {
         let mut text = Vec::with_capacity(96);
         text.extend_from_slice(terms.code_norm.as_bytes());
         text.extend_from_slice(b"\n[\"");
@@ -91,14 +113,9 @@ impl Ask {
         text.push(b',');
         self.push_order_id(&mut text);
         text.extend_from_slice(b",null]");
-        let digest = Sha256::digest(&text);
-        let mut hex = String::with_capacity(32);
-        for byte in &digest[..16] {
-            for digit in [byte >> 4, byte & 15] {
-                hex.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-            }
-        }
-        hex
+        let mut fingerprint = [0; 16];
+        fingerprint.copy_from_slice(&Sha256::digest(&text)[..16]);
+        fingerprint
     }
 
     /// What travels with the win: amounts, order id, metadata.
@@ -114,19 +131,20 @@ impl Ask {
         text
     }
 
-    /// The answer to a win, as JSON.
-    pub fn answer(&self, terms: &Terms, seq: u64, remaining: i64, at_ms: i64) -> Vec<u8> {
+    /// The answer to a redemption, as JSON.
+    pub fn answer(&self, terms: &Terms, told: &Told) -> Vec<u8> {
         let mut text = Vec::with_capacity(448);
         text.extend_from_slice(b"{\"redemption_id\":\"rdm_");
-        push_win_id(&mut text, terms, seq);
+        push_id(&mut text, told.id);
         text.extend_from_slice(b"\",\"status\":\"redeemed\",\"code\":");
         text.extend_from_slice(terms.code_json.as_bytes());
         text.extend_from_slice(b",\"discount_applied\":");
         push_amount(&mut text, self.discount_minor, terms.exponent);
         text.extend_from_slice(b",\"remaining\":");
-        text.extend_from_slice(remaining.to_string().as_bytes());
+        let remaining = told.remaining.map_or_else(|| "null".to_owned(), |left| left.to_string());
+        text.extend_from_slice(remaining.as_bytes());
         text.extend_from_slice(b",\"seq\":");
-        push_number(&mut text, terms.seq_base + seq);
+        push_number(&mut text, told.seq);
         text.extend_from_slice(b",\"order_value\":");
         push_amount(&mut text, self.order_value_minor, terms.exponent);
         text.extend_from_slice(b",\"currency\":\"");
@@ -136,7 +154,7 @@ impl Ask {
         text.extend_from_slice(b"\",\"order_id\":");
         self.push_order_id(&mut text);
         text.extend_from_slice(b",\"redeemed_at\":\"");
-        push_instant(&mut text, at_ms);
+        push_instant(&mut text, told.at_ms);
         text.push(b'"');
         text.extend_from_slice(terms.tail.as_bytes());
         text
@@ -229,13 +247,15 @@ fn push_amount(text: &mut Vec<u8>, minor: u64, exponent: usize) {
     }
 }
 
-/// See `core/ids.py`: the lease's tag, the number, and three bytes that only the lease's id gives.
-fn push_win_id(text: &mut Vec<u8>, terms: &Terms, seq: u64) {
-    let check = Sha256::new().chain_update(terms.lease).chain_update(seq.to_be_bytes()).finalize();
-    let low = u128::from(check[0]) << 16 | u128::from(check[1]) << 8 | u128::from(check[2]);
-    let number = u128::from(terms.tag) << 64 | u128::from(seq) << 24 | low;
+/// 128 bits as fingerprints travel to Redis.
+pub fn hex(bytes: [u8; 16]) -> String {
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+fn push_id(text: &mut Vec<u8>, id: u128) {
     for place in (0..26).rev() {
-        text.push(ALPHABET[(number >> (5 * place)) as usize & 31]);
+        text.push(ALPHABET[(id >> (5 * place)) as usize & 31]);
     }
 }
 
@@ -272,9 +292,6 @@ mod tests {
             discount_bp: Some(5_000),
             discount_minor: 0,
             min_order_minor: 100,
-            lease: [7; 16],
-            tag: 1 << 56,
-            seq_base: 10,
             tail: "}".into(),
         }
     }

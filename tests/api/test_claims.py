@@ -16,14 +16,16 @@ from tests.api.conftest import Api, Project
 PLAIN = string.ascii_letters + string.digits + " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
 
-@pytest.fixture(params=["PERCENT", "AMOUNT"])
+@pytest.fixture(params=[("PERCENT", "fast"), ("AMOUNT", "fast"), ("PERCENT", "strict")])
 def sale(request: pytest.FixtureRequest, client: httpx.Client, reconciled: None) -> Iterator[str]:
+    kind, durability = request.param
     made = client.post(
         "/v1/flash-sales",
         json={
             "name": "claims",
-            "code": f'Q"{request.param}{time.time_ns()}',
-            "discount_type": request.param,
+            "code": f'Q"{kind}{time.time_ns()}',
+            "discount_type": kind,
+            "durability": durability,
             "discount_value": 12.35,
             "min_order_value": 1,
             "stock": 500,

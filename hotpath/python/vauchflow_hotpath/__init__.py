@@ -11,6 +11,8 @@ from vauchflow_hotpath._native import (
     LEASE_LUA,
     Batcher,
     Marks,
+    PlainAsk,
+    PlainTerms,
     read_marks,
 )
 
@@ -22,6 +24,8 @@ __all__ = [
     "LEASE_LUA",
     "Batcher",
     "Marks",
+    "PlainAsk",
+    "PlainTerms",
     "RedisAddress",
     "parse_redis_url",
     "read_marks",

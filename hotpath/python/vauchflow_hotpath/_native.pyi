@@ -11,6 +11,8 @@ __all__ = [
     "LEASE_LUA",
     "Batcher",
     "Marks",
+    "PlainAsk",
+    "PlainTerms",
     "read_marks",
 ]
 
@@ -65,19 +67,7 @@ class Batcher:
         deadline_ms: int,
     ) -> asyncio.Future[tuple[int, int, int, int, bytes | None]]: ...
     def set_terms(
-        self,
-        slot: int,
-        code_norm: str,
-        code_json: str,
-        currency: str,
-        exponent: int,
-        discount_bp: int | None,
-        discount_minor: int,
-        min_order_minor: int,
-        lease_id: str,
-        tag: int,
-        seq_base: int,
-        tail: str,
+        self, slot: int, terms: PlainTerms, lease_id: str, tag: int, seq_base: int
     ) -> None: ...
     def claim_plain(
         self,
@@ -92,6 +82,35 @@ class Batcher:
     def status(self) -> _Status: ...
     def close(self) -> None: ...
     def join(self) -> None: ...
+
+@final
+class PlainTerms:
+    def __new__(
+        cls,
+        code_norm: str,
+        code_json: str,
+        currency: str,
+        exponent: int,
+        discount_bp: int | None,
+        discount_minor: int,
+        min_order_minor: int,
+        tail: str,
+    ) -> PlainTerms: ...
+    def read(self, body: bytes) -> PlainAsk | None: ...
+
+@final
+class PlainAsk:
+    @property
+    def customer_id(self) -> str: ...
+    @property
+    def order_id(self) -> str | None: ...
+    @property
+    def order_value_minor(self) -> int: ...
+    @property
+    def discount_minor(self) -> int: ...
+    @property
+    def fingerprint(self) -> bytes: ...
+    def answer(self, id: bytes, seq: int, remaining: int | None, at_ms: int) -> bytes: ...
 
 @final
 class Marks:
