@@ -23,7 +23,7 @@ from core.hot.rust import PlainAsk, PlainTerms, RustBackend
 from core.live_leases import LeaseKeeper, LiveLease
 from core.redemptions import NewRedemption, Priced, Redemption, Terms, TermsCache
 from core.rules import codes
-from core.shared_commits import Ask, Decision, SharedCommits
+from core.shared_commits import Decision, SharedCommits
 
 # How long a claim may wait before it is sent; then it is answered "not applied".
 CLAIM_WAIT_MS: Final = 1_000
@@ -198,17 +198,10 @@ class Redeemer:
         ask = plain[1].read(body)
         if ask is None:
             return None
-        redemption_id = ids.new()
         future = self._commits.submit(
-            Ask(
-                project_id=terms.project_id,
-                voucher_id=terms.voucher_id,
-                version=terms.terms_version,
-                campaign_id=terms.campaign_id,
-                campaign_version=terms.campaign_version,
-                sale_id=terms.sale_id,
-                id=redemption_id,
-                key=key or ids.format_id("rdm", redemption_id),
+            redemptions.asked(
+                terms,
+                key,
                 fingerprint=ask.fingerprint,
                 customer_id=ask.customer_id,
                 order_value_minor=ask.order_value_minor,
@@ -285,7 +278,7 @@ class Redeemer:
             crowd = await self._crowds.answer(terms, priced, key)
             if crowd is not None:
                 return self._judge_crowd(caller, terms, priced, crowd)
-            decision, _ = await redemptions.decide(self._commits, caller, terms, priced, key)
+            decision = await redemptions.decide(self._commits, terms, priced, key)
             if decision.outcome in ("repriced", "rerouted"):
                 continue
             if decision.outcome == "no_sale":

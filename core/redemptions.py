@@ -332,12 +332,20 @@ def from_row(caller: Caller, row: Row) -> Redemption:
     )
 
 
-async def decide(
-    commits: SharedCommits, caller: Caller, terms: Terms, priced: Priced, key: str | None
-) -> tuple[Decision, UUID]:
-    """Let PostgreSQL decide one priced request, in a commit it shares."""
+def asked(
+    terms: Terms,
+    key: str | None,
+    *,
+    fingerprint: bytes,
+    customer_id: str | None,
+    order_value_minor: int,
+    discount_minor: int,
+    order_id: str | None,
+    metadata: str | None,
+) -> Ask:
+    """Return a priced request as the shared commits take it; without a key its id is the key."""
     redemption_id = ids.new()
-    ask = Ask(
+    return Ask(
         project_id=terms.project_id,
         voucher_id=terms.voucher_id,
         version=terms.terms_version,
@@ -346,14 +354,29 @@ async def decide(
         sale_id=terms.sale_id,
         id=redemption_id,
         key=key or ids.format_id("rdm", redemption_id),
-        fingerprint=priced.fingerprint,
-        customer_id=priced.new.customer_id,
-        order_value_minor=priced.order_value_minor,
-        discount_minor=priced.discount_minor,
-        order_id=priced.new.order_id,
-        metadata=priced.metadata,
+        fingerprint=fingerprint,
+        customer_id=customer_id,
+        order_value_minor=order_value_minor,
+        discount_minor=discount_minor,
+        order_id=order_id,
+        metadata=metadata,
     )
-    return await commits.submit(ask), redemption_id
+
+
+async def decide(commits: SharedCommits, terms: Terms, priced: Priced, key: str | None) -> Decision:
+    """Let PostgreSQL decide one priced request, in a commit it shares."""
+    return await commits.submit(
+        asked(
+            terms,
+            key,
+            fingerprint=priced.fingerprint,
+            customer_id=priced.new.customer_id,
+            order_value_minor=priced.order_value_minor,
+            discount_minor=priced.discount_minor,
+            order_id=priced.new.order_id,
+            metadata=priced.metadata,
+        )
+    )
 
 
 def judged(
