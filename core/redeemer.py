@@ -15,7 +15,7 @@ import msgspec
 import core.db as db
 from core import ids, redemptions
 from core.api_keys import Caller
-from core.crowds import Crowds
+from core.crowds import SOLD_OUT_S, Crowds
 from core.errors import IdempotencyMismatch, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk, SaleRow
 from core.hot import Answer, ClaimBackend, Outcome, RawAnswer
@@ -27,8 +27,6 @@ from core.shared_commits import Decision, SharedCommits
 
 # How long a claim may wait before it is sent; then it is answered "not applied".
 CLAIM_WAIT_MS: Final = 1_000
-# For so long after a "sold out" this process says it again by itself, to requests without a key.
-SOLD_OUT_S: Final = 0.25
 # A code is routed twice at most: once by the hint, once by what the hint was corrected to.
 ROUTES_MAX: Final = 2
 # Vouchers whose terms the compiled module keeps: those that are redeemed at this moment.
