@@ -8,9 +8,9 @@ behind, the worker and the reconciler finish. Whether a sale may open at all is
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import msgspec
@@ -33,8 +33,6 @@ SERVED_POLL_S: Final = 0.03
 LOAD_PAGE: Final = 5_000
 
 redis_errors: Final = redis.exceptions.RedisError
-
-T = TypeVar("T")
 
 
 class Leases:
@@ -206,44 +204,43 @@ class Leases:
 
     async def records(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Record]:
         """Yield a voucher's redemptions as idempotency records, page by page."""
-        rows = self._rows("redemptions.records", RecordRow, project_id, voucher_id, lambda r: r.id)
-        async for row in rows:
-            yield record_of(row)
-
-    async def customers(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Customer]:
-        """Yield what a voucher's customers hold, page by page."""
-        rows = self._rows(
-            "redemptions.customers", CustomerRow, project_id, voucher_id, lambda r: r.customer_id
-        )
-        async for row in rows:
-            yield customer_of(row)
-
-    async def _rows(
-        self,
-        name: str,
-        type_: type[T],
-        project_id: UUID,
-        voucher_id: UUID,
-        cursor: Callable[[T], object],
-    ) -> AsyncIterator[T]:
-        """Yield a statement's rows in short transactions, each page after the last one's cursor."""
-        after: object = None
+        after: UUID | None = None
         while True:
             async with self.database.transaction(project_id, reads_only=True) as conn:
                 page = await db.many(
                     conn,
-                    name,
-                    type_,
+                    "redemptions.records",
+                    RecordRow,
                     project_id=project_id,
                     voucher_id=voucher_id,
                     after=after,
                     limit=LOAD_PAGE,
                 )
             for row in page:
-                yield row
+                yield record_of(row)
             if len(page) < LOAD_PAGE:
                 return
-            after = cursor(page[-1])
+            after = page[-1].id
+
+    async def customers(self, project_id: UUID, voucher_id: UUID) -> AsyncIterator[leases.Customer]:
+        """Yield what a voucher's customers hold, page by page."""
+        after: str | None = None
+        while True:
+            async with self.database.transaction(project_id, reads_only=True) as conn:
+                page = await db.many(
+                    conn,
+                    "redemptions.customers",
+                    CustomerRow,
+                    project_id=project_id,
+                    voucher_id=voucher_id,
+                    after=after,
+                    limit=LOAD_PAGE,
+                )
+            for row in page:
+                yield customer_of(row)
+            if len(page) < LOAD_PAGE:
+                return
+            after = page[-1].customer_id
 
 
 class _Armed(msgspec.Struct):
