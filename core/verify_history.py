@@ -101,10 +101,21 @@ def identity(call: Call) -> str:
     return call.key if call.key is not None else f"without a key: {call.rid}"
 
 
-def missing(calls: Iterable[Call], rows: Iterable[Row]) -> int:
-    """Count the answered wins that are not in the ledger (yet)."""
-    found = {row.rid for row in rows}
-    return len({call.rid for call in calls if call.out == "ok"} - found)
+def missing(calls: Iterable[Call], rows: Iterable[Row]) -> set[str]:
+    """Return the answered wins that are not in the ledger (yet), by redemption id."""
+    answered = {call.rid for call in calls if call.out == "ok" and call.rid is not None}
+    return answered - {row.rid for row in rows}
+
+
+def without(calls: Sequence[Call], rids: set[str]) -> Sequence[Call]:
+    """Return the calls with the answers that named these redemptions taken back.
+
+    Whoever got one may ask again with the same key and get another: the first is void.
+    """
+    if not rids:
+        return calls
+    void = {"out": "unknown", "rid": None, "seq": None, "discount": None, "at": None}
+    return [msgspec.structs.replace(call, **void) if call.rid in rids else call for call in calls]
 
 
 def check(calls: Sequence[Call], rows: Sequence[Row], *, units: int | None) -> list[Violation]:

@@ -317,3 +317,16 @@ SELECT k.id, k.idempotency_key, k.customer_id, coalesce(k.sale_seq, k.seq) AS se
   FROM vf.redemptions k
  WHERE k.voucher_id = @voucher AND k.redeemed_at > '-infinity' AND k.id > @after
  ORDER BY k.id LIMIT @rows_max::bigint;
+
+-- name: leases_of_voucher :many
+-- Operator: a voucher's leases with what the ids of their wins begin with.
+SELECT l.id, l.tag FROM vf.leases l WHERE l.voucher_id = @voucher AND l.project_id = @project ORDER BY l.armed_at;
+
+-- name: burned_numbers :many
+-- Operator: which of these numbers their settled leases have burned: below open_to, and without a row.
+SELECT q.lease_id, q.seq
+  FROM unnest(@leases::uuid[], @seqs::bigint[]) AS q (lease_id, seq)
+  JOIN vf.leases l ON l.id = q.lease_id
+ WHERE l.state = 'settled' AND q.seq <= l.open_to
+   AND NOT EXISTS (SELECT 1 FROM vf.redemptions r WHERE r.lease_id = q.lease_id AND r.seq = q.seq)
+ ORDER BY l.armed_at, q.seq;
