@@ -107,10 +107,20 @@ class Product:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         return done.returncode, done.stdout + done.stderr
 
+    def text(self, path: str) -> str:
+        """Return the body of a page that needs no key. Raises: OSError without an answer."""
+        with urllib.request.urlopen(self.url + path, timeout=ASK_TIMEOUT_S) as answer:
+            return str(answer.read().decode())
+
+    def servers(self) -> dict[str, Any]:
+        """Return what an `up` wrote down: the addresses of its stores, and pids by name."""
+        assert self.data_dir is not None
+        found: dict[str, Any] = json.loads((self.data_dir / "servers.json").read_text())
+        return found
+
     def pids(self) -> dict[str, int]:
         """Return the process ids of what an `up` supervises, by name."""
-        assert self.data_dir is not None
-        found: dict[str, int] = json.loads((self.data_dir / "servers.json").read_text())["pids"]
+        found: dict[str, int] = self.servers()["pids"]
         return found
 
     def stop(self) -> None:
@@ -127,13 +137,15 @@ class Product:
             reader.join(STOP_TIMEOUT_S)
 
 
-def start(data_dir: Path, *options: str) -> Product:
+def start(data_dir: Path, *options: str, settings: dict[str, str] | None = None) -> Product:
     """Start `./vauchflow up` on a directory and wait for its ready line.
 
+    `settings` are VAUCHFLOW_ variables; those of this process are not passed on.
     Raises: ProductFault with its last words when it does not get there.
     """
     port = free_port()
     environ = {k: v for k, v in os.environ.items() if not k.startswith("VAUCHFLOW_")}
+    environ |= settings or {}
     process = subprocess.Popen(
         [LAUNCHER, "up", "--data-dir", str(data_dir), "--port", str(port), *options],
         cwd=ROOT,
@@ -171,12 +183,12 @@ def start(data_dir: Path, *options: str) -> Product:
 
 
 @contextmanager
-def running(*options: str) -> Iterator[Product]:
+def running(*options: str, settings: dict[str, str] | None = None) -> Iterator[Product]:
     """Start a product on a temporary directory, stop it and remove everything afterwards."""
     # Not below a private directory: the servers run as another user when started by root.
     data_dir = Path(tempfile.mkdtemp(prefix="vf-bench-", dir="/tmp"))
     try:
-        product = start(data_dir, *options)
+        product = start(data_dir, *options, settings=settings)
         try:
             yield product
         finally:

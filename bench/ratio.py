@@ -1,337 +1,202 @@
-"""How many times faster than one hot row: interleaved runs of wrk against the product.
+"""How fast, as ratios that a noisy machine cannot spoil.
 
-    python -m bench.ratio [--rounds 2] [--seconds 6]
+    python -m bench.ratio [--lines S1,S5 …] [--rounds 5] [--seconds 10]
 
-Each round runs A B B A: A is `contestants/hot_row.py` on a database of its own in the same
-PostgreSQL with the same settings, B the product: strict wins, ordinary redeems of one hot voucher,
-fast wins (a burst of at most 200,000). 64 connections, unique customers and keys, release build.
-Prints the median of the rounds' ratios with the least and the largest, and audits the books after
-each of ours: a run that fails its audit has no speed. Absolute figures mean little on a shared
-machine; ratios within a round do.
+A round runs base, subject, subject, base on one machine with one set of servers: A B B A, so that
+whatever drifts meets both alike. Each round has a product of its own. Prints for each line the
+median of the rounds' ratios with the least and the largest beside what is asked, stores the runs
+as JSON, and ends with status 1 when a line is missed. A debug build, a failed audit, an
+unexpected answer or a generator that was the bottleneck itself gives no figure at all.
+All lines at the defaults take about two hours.
 """
 
 import argparse
-import asyncio
-import json
 import os
-import platform
-import random
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 
-from bench.contestants import hot_row
-from bench.product import ROOT, Product, ProductFault, free_port, running
+from bench import closed_loop, lines, machine, opponents, subjects
+from bench.closed_loop import Run
+from bench.contestants import CONTESTANTS
+from bench.lines import Group, Result
+from bench.product import ROOT, ProductFault, running
 
-CONNECTIONS = 64
-THREADS = 2
-BURST = 200_000
-DATABASE = "bench_hot_row"
 RESULTS = ROOT / "bench" / "results" / "local"
-# A burst at 2,000 a second, far below the target.
-BURST_S_MAX = 100
-# Stopping and draining 200,000 wins at the slowest rate ever measured, doubled.
-DRAIN_S_MAX = 120.0
-START_S_MAX = 15.0
+# Everything has been asked once and every plan is made after this.
+WARM_UP_S = 2.0
 # A tenth of the machine taken away moves a ratio by less than the rounds differ anyway.
 OTHERS_SHARE_MAX = 0.10
-TARGETS = {"strict": 5.0, "ordinary": 5.0, "fast": 8.0}
+PROFILE = "import vauchflow_hotpath; print(vauchflow_hotpath.BUILD_PROFILE)"
 
 
-class Run(msgspec.Struct):
-    """One run of wrk. `cpu_us`: server CPU, all processes, for each request.
+class Report(msgspec.Struct, kw_only=True):
+    """One invocation: what was asked, where, and every run behind every result."""
 
-    `others_share`: how much of the machine neither the servers nor wrk used, and was not idle.
-    """
-
-    name: str
-    per_s: float
-    requests: int
-    refused: int
-    broken: int
-    p50_ms: float
-    p99_ms: float
-    cpu_us: float
-    others_share: float
-
-
-class Pair(msgspec.Struct):
-    """One A B B A: the ratio of the sums is the ratio of the means."""
-
-    name: str
-    base: list[Run]
-    ours: list[Run]
-
-    @property
-    def ratio(self) -> float:
-        """Return how many times faster ours was."""
-        return sum(run.per_s for run in self.ours) / sum(run.per_s for run in self.base)
+    command: str
+    started_at: str
+    machine: dict[str, str | int]
+    others_share_median: float
+    others_share_max: float
+    results: list[Result]
+    runs: list[Run] = []
 
 
 def main() -> int:
     """Measure, audit, print, store; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--only", choices=sorted(TARGETS), action="append")
-    given = parser.parse_args()
-    if shutil.which("wrk") is None:
+    given = _parsed()
+    signal.signal(signal.SIGTERM, _end)
+    if not closed_loop.is_installed():
         print("wrk is not on PATH; get it with: apt-get install wrk (or brew install wrk)")
         return 2
+    started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    results: list[Result] = []
+    runs: list[Run] = []
     try:
-        with running() as product, _hot_row(product) as base:
-            names = given.only or sorted(TARGETS)
-            pairs = list(_pairs(product, base, names, given.rounds, given.seconds))
+        _check_build()
+        for group in lines.groups_of(given.lines):
+            done = [
+                _measured(group, number, given.seconds, given.burst)
+                for number in range(1, given.rounds + 1)
+            ]
+            results += _results(group, done)
+            runs += [run for round_runs in done for run in round_runs]
     except ProductFault as fault:
         print(f"ratio: {fault}", file=sys.stderr)
         return 1
-    return _report(pairs)
-
-
-class Base:
-    """The contestant's process and where it answers."""
-
-    def __init__(self, url: str, pid: int) -> None:
-        """Both are known once it is started."""
-        self.url = url
-        self.pid = pid
-
-
-@contextmanager
-def _hot_row(product: Product) -> Iterator[Base]:
-    assert product.data_dir is not None and product.process is not None
-    servers = json.loads((product.data_dir / "servers.json").read_text())
-    dsn = servers["database_url"]
-    asyncio.run(_create_database(dsn))
-    own = dsn.replace("/vauchflow", f"/{DATABASE}", 1)
-    asyncio.run(hot_row.prepare(own))
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.contestants.hot_row", own, str(port)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    report = Report(
+        command="python -m bench.ratio " + " ".join(sys.argv[1:]),
+        started_at=started_at,
+        machine=machine.described(),
+        others_share_median=statistics.median(run.others_share for run in runs),
+        others_share_max=max(run.others_share for run in runs),
+        results=results,
+        runs=runs,
     )
-    base = Base(f"http://127.0.0.1:{port}", process.pid)
-    try:
-        _wait_for(base.url)
-        yield base
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    return conclude(report)
 
 
-async def _create_database(dsn: str) -> None:
-    import asyncpg
-
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(f"create database {DATABASE}")
-    finally:
-        await connection.close()
-
-
-def _wait_for(url: str) -> None:
-    probe = Product(url, "")
-    deadline_s = time.monotonic() + START_S_MAX
-    while True:
-        try:
-            probe.ask("POST", "/", {})
-            return
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise ProductFault(f"the hot row does not answer at {url}") from None
-            time.sleep(0.1)
-
-
-def _pairs(
-    product: Product, base: Base, names: list[str], rounds: int, seconds: float
-) -> Iterator[Pair]:
-    assert product.process is not None
-    pids = [product.process.pid, base.pid]
-
-    def hot() -> Run:
-        return _wrk("hot row", base.url, "/", "none", seconds, 0, pids)
-
-    print(f"warming up ({platform.machine()}, {os.cpu_count()} cores)")
-    hot()
-    for name in names:
-        _ours(product, name, min(2.0, seconds), pids)
-    for number in range(rounds):
-        for name in names:
-            runs = [hot(), _ours(product, name, seconds, pids)]
-            runs += [_ours(product, name, seconds, pids), hot()]
-            pair = Pair(name, [runs[0], runs[3]], runs[1:3])
-            print(
-                f"round {number + 1}  {name:<9} {pair.ratio:5.1f} ×   "
-                + "   ".join(f"{run.per_s:8,.0f}/s" for run in runs)
-            )
-            yield pair
-
-
-def _ours(product: Product, name: str, seconds: float, pids: list[int]) -> Run:
-    seed = random.randrange(10**9)
-    code = f"RATIO{seed}"
-    burst = 0
-    settle: Callable[[], Any]
-    if name == "ordinary":
-        terms = {"code": code, "discount_type": "PERCENT", "discount_value": 50}
-        product.must(
-            "POST", "/v1/vouchers", terms | {"max_redemptions": 10_000_000, "per_customer_limit": 1}
-        )
-        path = f"/v1/vouchers/{code}/redeem"
-
-        def settle() -> None:
-            return None
-    else:
-        burst = BURST if name == "fast" else 0
-        sale = product.open_sale(
-            name=code,
-            code=code,
-            discount_type="PERCENT",
-            discount_value=50,
-            stock=BURST if name == "fast" else 10_000_000,
-            per_customer_limit=1,
-            durability=name,
-        )
-        path = f"/v1/flash-sales/{sale['id']}/claim"
-
-        def settle() -> None:
-            settled = product.wait_for_lag_0(sale["id"], DRAIN_S_MAX)
-            # In flight when wrk stopped: at most one a connection, for either side of the count.
-            if abs(settled["claimed"] - won) > CONNECTIONS:
-                raise ProductFault(
-                    f"{won} wins were answered, {settled['claimed']} are in the books"
-                )
-            product.must("POST", f"/v1/flash-sales/{sale['id']}/close")
-
-    run = _wrk(name, product.url, path, product.token, seconds, burst, pids)
-    won = run.requests - run.refused
-    if run.refused or run.broken:
-        raise ProductFault(
-            f"{name}: {run.refused} refused and {run.broken} broken of {run.requests}"
-        )
-    settle()
-    status, audit = product.verify()
-    if status:
-        raise ProductFault(f"{name}: the audit failed, so there is no speed to tell\n{audit}")
-    return run
-
-
-def _wrk(
-    name: str, url: str, path: str, token: str, seconds: float, burst: int, pids: list[int]
-) -> Run:
-    script = str(ROOT / "bench" / "wrk" / "claims.lua")
-    seed = f"{random.randrange(10**9)}"
-    # A burst ends by its count; the time is only a bound.
-    bound_s = BURST_S_MAX if burst else max(1, round(seconds))
-    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{bound_s}s", "--timeout", "10s"]
-    command += ["-s", script, url, "--", token, path, seed, str(burst // THREADS)]
-    before_s, machine = cpu_s(pids), _machine_s()
-    told: dict[str, Any] = {}
-    used_s, others_share, threads_ended = 0.0, 0.0, 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:
-        assert wrk.stdout is not None
-        for line in wrk.stdout:
-            if line == "ended\n":
-                threads_ended += 1
-                if threads_ended == THREADS:
-                    wrk.send_signal(signal.SIGINT)
-            elif line.startswith("{"):
-                told = json.loads(line)
-                used_s = cpu_s(pids) - before_s
-                wrk_s = cpu_s([wrk.pid])
-                busy_s, all_s = (a - b for a, b in zip(_machine_s(), machine, strict=True))
-                others_share = max(0.0, busy_s - used_s - wrk_s) / all_s
-    if not told:
-        raise ProductFault(f"wrk ended with status {wrk.returncode}")
-    requests = told["requests"]
-    return Run(
-        name=name,
-        per_s=requests / (told["duration_us"] / 1e6),
-        requests=requests,
-        refused=told["refused"],
-        broken=told["broken"],
-        p50_ms=told["p50_us"] / 1000,
-        p99_ms=told["p99_us"] / 1000,
-        cpu_us=1e6 * used_s / max(1, requests),
-        others_share=others_share,
-    )
-
-
-def cpu_s(roots: list[int]) -> float:
-    """Return the CPU seconds of these processes and all their descendants, dead ones included."""
-    children: dict[int, list[int]] = {}
-    used: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.name))
-        # utime, stime and what reaped children used.
-        used[int(entry.name)] = sum(int(field) for field in fields[11:15])
-    total, todo = 0, list(roots)
-    while todo:
-        pid = todo.pop()
-        total += used.get(pid, 0)
-        todo += children.get(pid, [])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
-def _machine_s() -> tuple[float, float]:
-    """Return the machine's busy CPU seconds, stolen ones included, and all of them."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = fields[3] + fields[4]
-    tick = os.sysconf("SC_CLK_TCK")
-    return (sum(fields) - idle) / tick, sum(fields) / tick
-
-
-def _report(pairs: list[Pair]) -> int:
+def conclude(report: Report) -> int:
+    """Print the lines of a report and store it; returns the exit status."""
     print()
-    missed = 0
-    for name in dict.fromkeys(pair.name for pair in pairs):
-        mine = [pair for pair in pairs if pair.name == name]
-        ratios = [pair.ratio for pair in mine]
-        ours = [run for pair in mine for run in pair.ours]
-        base = [run for pair in mine for run in pair.base]
-        median = statistics.median(ratios)
-        missed += median < TARGETS[name]
+    for result in report.results:
+        span = f"({result.low:.2f} to {result.high:.2f})"
+        figures = "  ".join(f"{name} {shown(value)}" for name, value in result.figures.items())
         print(
-            f"{name:<9} {median:5.1f} × the hot row ({min(ratios):.1f} to {max(ratios):.1f}; "
-            f"{TARGETS[name]:.0f} are asked)   {_figures(ours)}   hot row: {_figures(base)}"
+            f"{result.id:<5} {result.verdict:<5} {result.value:6.2f} {span:<17} {result.bound:<7} "
+            f"{result.says}   {figures}"
         )
-    shares = [run.others_share for pair in pairs for run in pair.base + pair.ours]
-    print(f"others used {statistics.median(shares):.0%} of the machine, at most {max(shares):.0%}")
-    if max(shares) > OTHERS_SHARE_MAX:
+    print(
+        f"others used {report.others_share_median:.0%} of the machine, "
+        f"at most {report.others_share_max:.0%}"
+    )
+    if report.others_share_max > OTHERS_SHARE_MAX:
         print(f"above {OTHERS_SHARE_MAX:.0%} the figures are no measurement; repeat on an idle one")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"ratio-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(pairs)))
+    path = RESULTS / f"ratio-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     print(f"stored in {path.relative_to(ROOT)}")
-    return 1 if missed else 0
+    return 1 if any(result.is_missed for result in report.results) else 0
 
 
-def _figures(runs: list[Run]) -> str:
-    return (
-        f"{statistics.median(run.per_s for run in runs):,.0f}/s, "
-        f"p99 {statistics.median(run.p99_ms for run in runs):.0f} ms, "
-        f"{statistics.median(run.cpu_us for run in runs):.0f} µs CPU"
-    )
+def shown(value: float) -> str:
+    """Return a figure with the digits it deserves."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _measured(group: Group, number: int, seconds: float, burst: int) -> list[Run]:
+    """Run one round of a group on a product of its own."""
+    names = [group.base, *group.subjects]
+    with running() as product, opponents.started(product, names) as opponent:
+        assert product.process is not None
+        pids = [product.process.pid, *(one.pid for one in opponent.values())]
+        bench = subjects.Bench(product, pids, burst)
+
+        def run(name: str, run_s: float) -> Run:
+            if name not in CONTESTANTS:
+                return bench.run(name, group.connections, run_s)
+            done = closed_loop.run(name, opponent[name].aim, group.connections, run_s, pids)
+            if done.refused or done.broken:
+                raise ProductFault(f"{name}: {done.refused} refused and {done.broken} broken")
+            return done
+
+        for name in names:
+            # A burst or a minute is no warm-up: the plain sale of the same kind is.
+            run({"fast": "strict", "sustained": "strict"}.get(name, name), min(WARM_UP_S, seconds))
+        runs = []
+        for name in names + names[::-1]:
+            runs.append(run(name, seconds))
+            print(
+                f"round {number}  {group.connections:>3} connections  {name:<14} "
+                f"{runs[-1].per_s:9,.0f}/s  {runs[-1].cpu_us:5.0f} µs CPU  "
+                f"wrk {runs[-1].generator_share:.0%}  others {runs[-1].others_share:.0%}",
+                flush=True,
+            )
+    return runs
+
+
+def _results(group: Group, rounds: list[list[Run]]) -> Iterator[Result]:
+    for line in group.lines:
+        ratios = [_per_s(runs, line.ours) / _per_s(runs, line.base) for runs in rounds]
+        ours = [run for runs in rounds for run in runs if run.name == line.ours]
+        base = [run for runs in rounds for run in runs if run.name == line.base]
+        figures = {
+            "per_s": _median(ours, "per_s"),
+            "base_per_s": _median(base, "per_s"),
+            "cpu_us": _median(ours, "cpu_us"),
+            "base_cpu_us": _median(base, "cpu_us"),
+            "p99_ms": _median(ours, "p99_ms"),
+            "wrk_share": _median(ours, "generator_share"),
+        }
+        for name in ours[0].counters:
+            figures[name] = statistics.median(run.counters.get(name, 0.0) for run in ours)
+        yield lines.over(
+            ratios,
+            id=line.id,
+            says=f"{line.ours} ÷ {line.base}, {line.connections} connections",
+            at_least=line.at_least,
+            figures=figures,
+        )
+
+
+def _per_s(runs: list[Run], name: str) -> float:
+    # The ratio of the sums is the ratio of the means.
+    return sum(run.per_s for run in runs if run.name == name)
+
+
+def _median(runs: list[Run], field: str) -> float:
+    return float(statistics.median(getattr(run, field) for run in runs))
+
+
+def _check_build() -> None:
+    command = [sys.executable, "-c", PROFILE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.stdout.strip() != "release":
+        raise ProductFault(f"the compiled module is a {done.stdout.strip() or 'missing'} build")
+
+
+def _end(*_: object) -> None:
+    # Leaving by an exception stops whatever was started.
+    raise SystemExit(143)
+
+
+def _parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    ids = list(dict.fromkeys(line.id for line in lines.LINES))
+    parser.add_argument("--lines", default=",".join(ids), help=f"of {', '.join(ids)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--burst", type=int, default=subjects.BURST, help="claims of a fast run")
+    given = parser.parse_args()
+    given.lines = given.lines.split(",")
+    if unknown := [name for name in given.lines if name not in ids]:
+        parser.error(f"unknown line {', '.join(unknown)}")
+    return given
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
--- Claims by unique customers, prebuilt but for the number. Arguments after `--`: token, path, seed, and the most
--- requests each thread may send (0: as many as the time allows). A thread that has sent them says `ended`; wrk
+-- Claims by unique customers, prebuilt but for the number. Arguments after `--`: token, path, seed, the most requests
+-- each thread may send (0: as many as the time allows), whether each has an Idempotency-Key (1 or 0), and over how many
+-- paths they are spread: `{n}` in the path is a number below that. A thread that has sent its last says `ended`; wrk
 -- itself would wait for its time to pass, so it is interrupted when all have, and time is taken here.
 local ffi = require("ffi")
 ffi.cdef [[
@@ -22,10 +23,14 @@ function setup(thread)
 end
 
 function init(args)
+  local path
   token, path, seed = args[1], args[2], args[3]
   sent, limit, started_us, ended_us = 0, tonumber(args[4]), 0, 0
-  head = "POST " .. path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. token ..
-    "\r\nContent-Type: application/json\r\nIdempotency-Key: "
+  is_keyed, spread = args[5] == "1", tonumber(args[6])
+  before, after = path:match("^(.-){n}(.*)$")
+  before, after = "POST " .. (before or path), after or ""
+  head = " HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " .. token .. "\r\nContent-Type: application/json\r\n"
+  fixed = before .. after .. head
 end
 
 function request()
@@ -40,7 +45,11 @@ function request()
   end
   local name = seed .. "-" .. number .. "-" .. sent
   local body = '{"customer_id":"cus_' .. name .. '","order_value":89.99}'
-  return head .. name .. "\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
+  local start = fixed
+  -- Threads begin half the paths apart, so that they do not walk in step.
+  if spread > 0 then start = before .. ((sent + number * 5003) % spread) .. after .. head end
+  local key = is_keyed and ("Idempotency-Key: " .. name .. "\r\n") or ""
+  return start .. key .. "Content-Length: " .. #body .. "\r\n\r\n" .. body
 end
 
 function done(summary, latency, requests)
