@@ -7,7 +7,7 @@ says of a sale, and settles leases that are drained. Nothing here answers a clie
 
 import asyncio
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,8 +42,17 @@ TRIM_S: Final = 10.0
 DRIFT_S: Final = 3.0
 # An arming that nobody finished for so long is taken back; loading a million records takes less.
 ARMING_S: Final = 30.0
-# A settled lease stays in Redis for a moment, so that a claim that is on its way is answered.
-DROP_AFTER_S: Final = 5.0
+# A settled lease is served for a moment, so that a claim that is on its way is answered; its
+# stream stays for `trim_keep_s`.
+SERVE_SETTLED_S: Final = 5
+# One lease's stream in Redis: a million wins and a half. Beyond it the oldest settled ones go,
+# however young: a full Redis sells nothing.
+STREAM_BYTES_MAX: Final = 256 * 1_048_576
+# A rollback stamps its row before it commits, and a statement may take five seconds: what came in
+# while the last page was read is read again. Releasing twice does nothing.
+ROLLBACK_OVERLAP: Final = timedelta(seconds=10)
+ROLLBACKS_MAX: Final = 1_000
+ROLLBACK_S: Final = 1.0
 
 _log = structlog.get_logger("vauchflow.reconciler")
 _decode_payload = msgspec.json.Decoder(tuple[int, int, str | None, str | None]).decode
@@ -67,7 +76,7 @@ class LeaseAtWork(msgspec.Struct, frozen=True):
     armed_at: datetime
     last_id: str
     accounted: int
-    sale_status: str
+    is_paused: bool
     starts_at: datetime | None
     ends_at: datetime | None
     now: datetime
@@ -94,6 +103,12 @@ class _Seals(msgspec.Struct):
     waiting: int
     silent: int
     mark: int
+
+
+class _RolledBack(msgspec.Struct):
+    id: UUID
+    customer_id: str
+    rolled_back_at: datetime
 
 
 class _Progress(msgspec.Struct):
@@ -185,8 +200,12 @@ class Reconciler:
         while (row := self._at_work.get(lease_id)) is not None:
             try:
                 if await follower.step(row):
-                    await asyncio.sleep(DROP_AFTER_S)
-                    await leases.drop(self.redis, str(lease_id))
+                    await leases.retire(
+                        self.redis,
+                        str(lease_id),
+                        serve_s=SERVE_SETTLED_S,
+                        keep_s=self.trim_keep_s,
+                    )
                     return
             except _FAULTS as error:
                 _log.warning("lease_stuck", lease=str(lease_id), error=str(error))
@@ -212,6 +231,9 @@ class Follower:
         self._last_id: str | None = None
         self._accounted = 0
         self._trimmed_at = time.monotonic()
+        self._released_to = datetime.fromtimestamp(0, UTC)
+        self._released_at = 0.0
+        self._released: dict[UUID, datetime] = {}
 
     def forget(self) -> None:
         """Read the offset again before the next write."""
@@ -227,10 +249,13 @@ class Follower:
         if self._last_id is None:
             await self._read_offset()
         state = await leases.read_state(self._redis, str(self._lease_id))
+        if state is None and row.state == "open":
+            return await self._fence_lost()
         await self._make_follow(row, state)
         settled_any = await self._settle_next(row, waits=row.state == "open")
         await self._trim()
         if row.state == "open":
+            await self._release_customers()
             if settled_any:
                 await asyncio.sleep(LINGER_S)
             return False
@@ -244,6 +269,18 @@ class Follower:
         assert progress is not None, "a lease has its progress from the start"
         self._last_id, self._accounted = progress.last_id, progress.accounted
 
+    async def _fence_lost(self) -> bool:
+        """Stop a lease that an answering Redis no longer has: keys were deleted, or all of them."""
+        async with self._database.connection() as conn:
+            await db.run(
+                conn,
+                "reconciler.fence",
+                lease_id=self._lease_id,
+                reason="the lease is gone from Redis",
+            )
+        await asyncio.sleep(LOOK_S)
+        return False
+
     async def _make_follow(self, row: LeaseAtWork, state: leases.LeaseState | None) -> None:
         """Repeat to Redis what PostgreSQL says, for the process that said it first and died."""
         if state is None:
@@ -253,7 +290,7 @@ class Follower:
             wanted = "fenced"
         elif row.state == "draining":
             wanted = "closed"
-        elif row.sale_status == "paused":
+        elif row.is_paused:
             wanted = "paused"
         if state.state != wanted and state.state != "fenced":
             await leases.set_state(self._redis, str(self._lease_id), wanted)
@@ -336,14 +373,48 @@ class Follower:
                 redis_heard_of=stored,
             )
 
+    async def _release_customers(self) -> None:
+        """Let Redis release the customers of rolled back wins, whatever it missed of them."""
+        now = time.monotonic()
+        if now - self._released_at < ROLLBACK_S:
+            return
+        self._released_at = now
+        since = self._released_to - ROLLBACK_OVERLAP
+        while True:
+            async with self._database.connection(reads_only=True) as conn:
+                rows = await db.many(
+                    conn,
+                    "reconciler.rolled_back",
+                    _RolledBack,
+                    lease_id=self._lease_id,
+                    since=since,
+                    limit=ROLLBACKS_MAX,
+                )
+            for row in rows:
+                if row.id not in self._released:
+                    reference = ids.format_id("rdm", row.id)
+                    await leases.release(
+                        self._redis, str(self._lease_id), row.customer_id, reference
+                    )
+                    self._released[row.id] = row.rolled_back_at
+            if rows:
+                since = self._released_to = rows[-1].rolled_back_at
+            if len(rows) < ROLLBACKS_MAX:
+                break
+        horizon = self._released_to - ROLLBACK_OVERLAP
+        self._released = {at: when for at, when in self._released.items() if when > horizon}
+
     async def _trim(self) -> None:
         now = time.monotonic()
-        if now - self._trimmed_at < TRIM_S or self._last_id is None:
+        if now - self._trimmed_at < TRIM_S or self._last_id is None or self._last_id == "0-0":
             return
         self._trimmed_at = now
+        lease_id = str(self._lease_id)
         at_ms = int(self._last_id.partition("-")[0]) - self._trim_keep_s * 1000
-        if at_ms > 0:
-            await leases.trim(self._redis, str(self._lease_id), f"{at_ms}-0")
+        await leases.trim(self._redis, lease_id, f"{at_ms}-0")
+        cut = await leases.trim_to_bytes(self._redis, lease_id, STREAM_BYTES_MAX, self._last_id)
+        if cut:
+            _log.warning("stream_cut", lease=lease_id, entries=cut, bytes_max=STREAM_BYTES_MAX)
 
     async def _abandon_arming(self, row: LeaseAtWork) -> bool:
         if row.now - row.armed_at < timedelta(seconds=ARMING_S):

@@ -175,7 +175,8 @@ CREATE TABLE vf.customer_counts (
 
 -- sold_count: live wins of a strict sale. leased_count: a fast sale's units out at Redis or won there and live.
 -- status is what was decided by hand or by the clock's keeper; the API also derives scheduled, sold_out and closed from
--- the window and the counts. seq_base: sale-wide numbers start above it.
+-- the window and the counts. seq_base: sale-wide numbers start above it. first_stock: what it was made with, before
+-- any was added: nobody may have heard "sold out" below it. NULL: made before this was kept.
 CREATE TABLE vf.flash_sales (
     project_id          uuid NOT NULL REFERENCES vf.projects (id),
     id                  uuid NOT NULL,
@@ -195,6 +196,7 @@ CREATE TABLE vf.flash_sales (
     closed_at           timestamptz,
     created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    first_stock         bigint,
     PRIMARY KEY (project_id, id),
     CONSTRAINT flash_sales_voucher FOREIGN KEY (project_id, voucher_id)
         REFERENCES vf.vouchers (project_id, id),
@@ -206,7 +208,8 @@ CREATE UNIQUE INDEX flash_sales_one_live ON vf.flash_sales (project_id, voucher_
 CREATE INDEX flash_sales_live ON vf.flash_sales (status) WHERE status NOT IN ('settled');
 
 -- Units moved from a voucher to Redis for one arming. open_to never rises after the lease is settled: it is what
--- PostgreSQL still accepts. tag is the first 8 bytes of every redemption id of the lease.
+-- PostgreSQL still accepts. tag is the first 8 bytes of every redemption id of the lease. opened_at: when everything
+-- it must know was loaded.
 CREATE TABLE vf.leases (
     project_id   uuid NOT NULL,
     id           uuid NOT NULL,
@@ -227,6 +230,7 @@ CREATE TABLE vf.leases (
     fence_reason text,
     armed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     settled_at   timestamptz,
+    opened_at    timestamptz,
     PRIMARY KEY (project_id, id),
     CONSTRAINT leases_id_key UNIQUE (id),
     CONSTRAINT leases_tag_key UNIQUE (tag),
@@ -322,6 +326,8 @@ CREATE INDEX redemptions_of_customer ON vf.redemptions (customer_id, project_id,
     WHERE customer_id IS NOT NULL AND redeemed_at > '-infinity';
 CREATE INDEX redemptions_of_campaign ON vf.redemptions (campaign_id, id)
     WHERE campaign_id IS NOT NULL AND redeemed_at > '-infinity';
+-- What an open lease's customers in Redis still have to hear of. Costs a win nothing.
+CREATE INDEX redemptions_rolled_back ON vf.redemptions (voucher_id, rolled_back_at) WHERE status = 'rolled_back';
 -- A few bytes for every 128 pages: enough for "today".
 CREATE INDEX redemptions_by_day ON vf.redemptions USING brin (redeemed_at);
 CREATE INDEX redemptions_of_order ON vf.redemptions (order_id, project_id, id)

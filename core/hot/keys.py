@@ -9,6 +9,11 @@ def of_lease(lease_id: str) -> tuple[str, str, str, str]:
     return (f"{tag}:s", f"{tag}:k", f"{tag}:c", f"{tag}:x")
 
 
+def of_settled(lease_id: str) -> str:
+    """What is left of a settled lease's state while its stream is kept."""
+    return f"vf:{{{lease_id}}}:a"
+
+
 def of_crowd(voucher_id: str) -> tuple[str, str, str, str]:
     """Facts, idempotency records, customers, freshness."""
     tag = f"vf:{{{voucher_id}}}"

@@ -263,9 +263,38 @@ async def trim(redis: Redis, lease_id: str, min_id: str) -> int:
     return int(await redis.xtrim(keys.of_lease(lease_id)[3], minid=min_id, approximate=False))
 
 
-async def drop(redis: Redis, lease_id: str) -> None:
-    """Delete all of a settled lease. Claims on it find it missing and are fenced."""
-    await redis.unlink(*keys.of_lease(lease_id))
+async def trim_to_bytes(redis: Redis, lease_id: str, bytes_max: int, below_id: str) -> int:
+    """Cut a stream that is larger than a bound, oldest first; returns how many entries went.
+
+    Nothing at or above `below_id` is touched, however large it is: give the committed offset. The
+    cut is found from times, so that a stream that came in unevenly takes more than one call.
+    """
+    stream = keys.of_lease(lease_id)[3]
+    used = await redis.memory_usage(stream) or 0
+    if used <= bytes_max:
+        return 0
+    oldest: Any = await redis.xrange(stream, count=1)
+    first_ms = int(bytes(oldest[0][0]).partition(b"-")[0])
+    below_ms = int(below_id.partition("-")[0])
+    cut_ms = first_ms + -(-(below_ms - first_ms) * (used - bytes_max) // used)
+    return await trim(redis, lease_id, f"{min(cut_ms, below_ms)}-0")
+
+
+async def retire(redis: Redis, lease_id: str, *, serve_s: int, keep_s: int) -> None:
+    """Let a settled lease fade: claims find it for `serve_s`, its stream and facts stay `keep_s`.
+
+    What stays is what a restored PostgreSQL can be given back. Idempotent; without `keep_s` the
+    stream goes with the rest. Claims on what has gone are fenced.
+    """
+    state, records, customers, stream = keys.of_lease(lease_id)
+    async with redis.pipeline(transaction=True) as pipe:
+        if keep_s > serve_s:
+            pipe.copy(state, keys.of_settled(lease_id), replace=True)
+            pipe.expire(keys.of_settled(lease_id), keep_s)
+        for key in (state, records, customers):
+            pipe.expire(key, serve_s)
+        pipe.expire(stream, max(keep_s, serve_s))
+        await pipe.execute()
 
 
 async def server_facts(redis: Redis, pg_now_ms: int | None = None) -> ServerFacts:

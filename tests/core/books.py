@@ -115,4 +115,4 @@ class Books:
             "select * from vf.settle_lease($1, $2, $3)", PROJECT, lease, open_to
         )
         assert ended["outcome"] == "settled"
-        await leases.drop(self.valkey, str(lease))
+        await leases.retire(self.valkey, str(lease), serve_s=0, keep_s=0)

@@ -243,6 +243,14 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
         {"I9"},
         "inserted is the lease's rows",
     ),
+    "a win that was refused, and nobody looked why": (
+        "insert into vf.quarantine (project_id, lease_id, seq, reason, entry)"
+        " values ('{PROJECT}', '{open}', 3, 'conflict', '{{}}');"
+        "update vf.lease_progress set quarantined_count = 1, read_count = read_count + 1"
+        " where lease_id = '{open}'",
+        {"I9"},
+        "nothing is in quarantine that a fence does not explain: lease",
+    ),
     "a quarantine swept under the rug": (
         "update vf.lease_progress set quarantined_count = 1, inserted_count = inserted_count - 1"
         " where lease_id = '{settled}'",

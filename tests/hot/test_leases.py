@@ -196,14 +196,43 @@ async def test_an_unreadable_entry_is_reported_and_stops_nobody(client: Redis) -
     assert entries[2].wins == [Win(4, "k", FINGERPRINT, None, b"{}", 1)]
 
 
-async def test_a_dropped_lease_leaves_nothing(client: Redis, backend: RustBackend) -> None:
+async def test_a_retired_lease_leaves_its_stream_and_facts_for_as_long_as_they_are_kept(
+    client: Redis, backend: RustBackend
+) -> None:
     lease_id = new_id()
     await leases.arm(client, LeaseFacts(lease_id=lease_id, size=5, customer_limit=3))
     slot = await open_slot(client, backend, lease_id)
     await claim(backend, slot, "k1", "c1")
-    await leases.drop(client, lease_id)
-    assert await client.keys(f"*{lease_id}*") == []
+    await leases.retire(client, lease_id, serve_s=0, keep_s=100)
     assert await leases.read_state(client, lease_id) is None
+    kept = [keys.of_settled(lease_id), keys.of_lease(lease_id)[3]]
+    assert sorted(await client.keys(f"*{lease_id}*")) == sorted(key.encode() for key in kept)
+    assert [0 < await client.ttl(key) <= 100 for key in kept] == [True, True]
+    assert await client.hget(kept[0], "issued") == b"1"
+    assert [win.key for e in await leases.read_wins(client, lease_id) for win in e.wins] == ["k1"]
+    assert (await claim(backend, slot, "k2", "c2"))[0] == Outcome.UNAVAILABLE
+
+
+async def test_a_retired_lease_that_nobody_keeps_leaves_nothing(client: Redis) -> None:
+    lease_id = new_id()
+    await leases.arm(client, LeaseFacts(lease_id=lease_id, size=5))
+    await leases.retire(client, lease_id, serve_s=0, keep_s=0)
+    assert await client.keys(f"*{lease_id}*") == []
+
+
+async def test_a_stream_is_cut_to_its_bytes_and_never_above_the_committed_offset(
+    client: Redis,
+) -> None:
+    lease_id = new_id()
+    stream = keys.of_lease(lease_id)[3]
+    for n in range(2_000):
+        await client.xadd(stream, {"d": "x" * 500}, id=f"{1_000 + n}-0")
+    whole = await client.memory_usage(stream)
+    assert await leases.trim_to_bytes(client, lease_id, whole, "2999-0") == 0
+    assert await leases.trim_to_bytes(client, lease_id, whole // 2, "2999-0") in range(950, 1_050)
+    assert await client.memory_usage(stream) <= whole * 0.55
+    assert await leases.trim_to_bytes(client, lease_id, 1, "2500-0") > 0
+    assert (await client.xrange(stream, count=1))[0][0] == b"2500-0"
 
 
 async def test_what_keeps_a_sale_from_arming_is_said_plainly(client: Redis) -> None:

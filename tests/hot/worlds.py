@@ -162,7 +162,7 @@ class RedisWorld:
         await leases.grow(self._redis, lease_id, size)
 
     async def drop(self, lease_id: str) -> None:
-        await leases.drop(self._redis, lease_id)
+        await leases.retire(self._redis, lease_id, serve_s=0, keep_s=0)
 
     async def issued(self, lease_id: str) -> int:
         state = await leases.read_state(self._redis, lease_id)

@@ -15,8 +15,9 @@ SELECT v.id, v.status, v.max_redemptions, v.direct_count + v.leased_count AS tak
 
 -- name: insert :exec
 -- A new sale; one that is not over yet on the same voucher violates flash_sales_one_live.
-INSERT INTO vf.flash_sales (project_id, id, voucher_id, name, durability, stock, starts_at, ends_at)
-VALUES (@project_id, @id, @voucher_id, @sale_name, @durability, @stock, @starts_at, @ends_at);
+INSERT INTO vf.flash_sales (project_id, id, voucher_id, name, durability, stock, first_stock, starts_at,
+       ends_at)
+VALUES (@project_id, @id, @voucher_id, @sale_name, @durability, @stock, @stock, @starts_at, @ends_at);
 
 -- name: read :one
 -- One sale with its voucher's terms, its counts in the ledger and the lease that is out.
@@ -150,7 +151,7 @@ SELECT outcome, lease_id, size, seq_base
 
 -- name: lease_open :exec
 -- Says that a lease is loaded into Redis.
-UPDATE vf.leases l SET state = 'open'
+UPDATE vf.leases l SET state = 'open', opened_at = clock_timestamp()
  WHERE l.project_id = @project_id AND l.id = @lease_id AND l.state = 'arming';
 
 -- name: grow_lease :one

@@ -3,9 +3,12 @@
 -- name: leases :many
 -- Operator: every lease that is out, with how far it is in the ledger and what its sale wants.
 SELECT l.project_id, l.id AS lease_id, l.tag, l.voucher_id, l.sale_id, l.state, l.size, l.open_to, l.backlog_max,
-       l.run_id, l.pg_lineage, l.armed_at, p.last_id, p.accounted, s.status AS sale_status, s.starts_at, s.ends_at,
+       l.run_id, l.pg_lineage, l.armed_at, p.last_id, p.accounted, s.starts_at, s.ends_at,
+       s.status = 'paused' OR v.status <> 'active' OR coalesce(c.status <> 'active', false) AS is_paused,
        clock_timestamp() AS now, vf.lineage() AS lineage
   FROM vf.leases l
+  JOIN vf.vouchers v ON v.project_id = l.project_id AND v.id = l.voucher_id
+  LEFT JOIN vf.campaigns c ON c.project_id = l.project_id AND c.id = l.campaign_id
   JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
   JOIN vf.flash_sales s ON s.project_id = l.project_id AND s.id = l.sale_id
  WHERE l.state <> 'settled';
@@ -38,6 +41,16 @@ SELECT count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at > clock_time
 -- Operator: stops a lease that Redis can no longer keep the promise of.
 UPDATE vf.leases l SET state = 'fenced', fence_reason = @reason
  WHERE l.id = @lease_id AND l.state = 'open';
+
+-- name: rolled_back :many
+-- Operator: redemptions of a lease's voucher that were rolled back since an instant, and whose customers: Redis has to
+-- release them. What was rolled back before the lease was loaded is not in Redis's counts.
+SELECT r.id, r.customer_id, r.rolled_back_at
+  FROM vf.leases l JOIN vf.redemptions r ON r.voucher_id = l.voucher_id AND r.project_id = l.project_id
+ WHERE l.id = @lease_id AND r.status = 'rolled_back' AND r.rolled_back_at > @since AND r.customer_id IS NOT NULL
+   AND (r.lease_id = l.id OR r.rolled_back_at > l.opened_at)
+ ORDER BY r.rolled_back_at
+ LIMIT @limit;
 
 -- name: drop_workers :exec
 -- Operator: forgets who served a lease that is settled.

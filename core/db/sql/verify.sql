@@ -44,6 +44,7 @@ WITH ledger AS MATERIALIZED (
       FROM ledger k WHERE NOT k.is_direct GROUP BY 1, 2
 ), refused AS MATERIALIZED (
     SELECT q.project_id, q.lease_id, count(*) AS entry_count,
+           count(*) FILTER (WHERE q.reason = 'unreadable') AS unread_count,
            count(DISTINCT q.seq) FILTER (WHERE q.seq > 0 AND NOT EXISTS (
                SELECT 1 FROM vf.redemptions r WHERE r.lease_id = q.lease_id AND r.seq = q.seq)) AS hole_count
       FROM vf.quarantine q GROUP BY 1, 2
@@ -55,7 +56,7 @@ WITH ledger AS MATERIALIZED (
            coalesce((SELECT max(g.size) FROM vf.lease_grants g
                       WHERE g.lease_id = l.id AND g.project_id = l.project_id), 0) AS granted_max,
            p.accounted, p.read_count, p.inserted_count, p.replayed_count, p.same_key_count, p.quarantined_count,
-           coalesce(q.entry_count, 0) AS entry_count, coalesce(q.hole_count, 0) AS refused_holes
+           coalesce(q.entry_count, 0) AS entry_count, coalesce(q.unread_count, 0) AS unread_count, coalesce(q.hole_count, 0) AS refused_holes
       FROM vf.leases l
       LEFT JOIN won w ON w.lease_id = l.id AND w.project_id = l.project_id
       LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
@@ -166,6 +167,10 @@ WITH ledger AS MATERIALIZED (
     UNION ALL
     SELECT 'I9', 'inserted is the lease''s rows', k.project_id, 'lease', k.id, k.row_count, k.inserted_count
       FROM lease k WHERE k.inserted_count <> k.row_count
+    UNION ALL
+    SELECT 'I9', 'nothing is in quarantine that a fence does not explain', k.project_id, 'lease', k.id, 0,
+           CASE WHEN k.fence_reason IS NULL THEN k.entry_count ELSE k.unread_count END FROM lease k
+     WHERE CASE WHEN k.fence_reason IS NULL THEN k.entry_count ELSE k.unread_count END > 0
     UNION ALL
     SELECT 'I9', 'quarantined is the lease''s quarantine', k.project_id, 'lease', k.id, k.entry_count,
            k.quarantined_count FROM lease k WHERE k.quarantined_count <> k.entry_count
@@ -296,7 +301,7 @@ SELECT k.seq, k.id, k.idempotency_key, k.fingerprint, k.customer_id, k.status FR
 SELECT v.project_id, v.id, v.code_norm, p.currency,
        (SELECT coalesce(sum(l.burned), 0)::bigint FROM vf.leases l
          WHERE l.voucher_id = v.id AND l.project_id = v.project_id) AS burned,
-       least(v.max_redemptions, s.stock,
+       least(v.max_redemptions, coalesce(s.first_stock, s.stock),
              (SELECT min(g.size) FROM vf.leases l JOIN vf.lease_grants g ON g.lease_id = l.id
                WHERE l.sale_id = s.id AND l.project_id = v.project_id AND l.seq_base = 0),
              c.max_redemptions - (SELECT count(*) FROM vf.redemptions r
@@ -305,7 +310,7 @@ SELECT v.project_id, v.id, v.code_norm, p.currency,
   FROM vf.vouchers v
   JOIN vf.projects p ON p.id = v.project_id
   LEFT JOIN vf.campaigns c ON c.id = v.campaign_id AND c.project_id = v.project_id
-  LEFT JOIN LATERAL (SELECT k.id, k.stock FROM vf.flash_sales k
+  LEFT JOIN LATERAL (SELECT k.id, k.stock, k.first_stock FROM vf.flash_sales k
                       WHERE k.voucher_id = v.id AND k.project_id = v.project_id
                       ORDER BY k.created_at DESC LIMIT 1) s ON true
  WHERE v.code_norm = @code AND (@project::uuid IS NULL OR v.project_id = @project)
