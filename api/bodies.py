@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
@@ -42,6 +42,7 @@ _BRACKETS: Final = re.compile(rb"[\[{]|[\]}]")
 _NAMES: Final = re.compile(rb'("[^"]*")\s*:|"[^"]*"')
 
 _PATH: Final = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
+_INDEX: Final = re.compile(r"\[\d+\]")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>.*)`$", re.DOTALL)
 _TYPES: Final = re.compile(r"Expected `(?P<wanted>[^`]*)`, got `(?P<got>[^`]*)`$")
@@ -312,15 +313,22 @@ def _mend(text: str, path: str, type_: type[Any]) -> str:
 
 
 def _allowed(type_: Any, path: str) -> list[str]:
-    """Return the values a member takes, by its path through nested structs."""
-    for name in filter(None, path.split(".")):
-        for candidate in (type_, *get_args(type_)):
+    """Return the values a member takes, by its path through nested structs and lists."""
+    for name in filter(None, _INDEX.sub("", path).split(".")):
+        for candidate in _parts(type_):
             if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
                 fields = msgspec.structs.fields(candidate)
                 type_ = next(f.type for f in fields if f.encode_name == name)
                 break
-    options = (type_, *get_args(type_))
     return [
-        str(value) for option in options if get_origin(option) is Literal
+        str(value) for option in _parts(type_) if get_origin(option) is Literal
         for value in get_args(option)
     ]  # fmt: skip
+
+
+def _parts(type_: Any) -> Iterator[Any]:
+    """Yield a type and what it is made of: the members of unions and lists."""
+    yield type_
+    if get_origin(type_) is not Literal:
+        for part in get_args(type_):
+            yield from _parts(part)

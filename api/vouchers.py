@@ -8,8 +8,9 @@ from litestar.response import Response
 from api import answers, auth, bodies, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import vouchers
-from core.vouchers import NewVoucher, Question, Verdict, Voucher, VoucherPatch
+from core import validations, vouchers
+from core.validations import Question, Verdict
+from core.vouchers import NewVoucher, Voucher, VoucherPatch
 
 Req = Request[Any, Any, Any]
 
@@ -85,7 +86,7 @@ async def validate(request: Req, code: str) -> Response[bytes]:
     _, question = await bodies.received(request, Question)
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        return answers.ok(await vouchers.validate(conn, caller, code, question))
+        return answers.ok(await validations.validate(conn, caller, code, question))
 
 
 @post(

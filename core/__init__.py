@@ -16,6 +16,9 @@ commands and processes
 
 operations
   redeemer        the one way in for a redeem or a claim, whoever decides it
+  checkouts       redeeming what goes beyond plain terms
+  validations     would a redemption work? taking nothing
+  quotes          pricing what goes beyond plain terms: order, rules, budgets
   crowds          a sold-out voucher's crowd, answered from Redis
   flash_sales     sales: make, show, open, pause, close, change
   leases          arm a lease, grow it, let units come back: PostgreSQL first, Redis second

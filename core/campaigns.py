@@ -9,19 +9,20 @@ import msgspec
 from core import db, ids
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, Refusal
-from core.rules import limits, money
-from core.rules.discounts import DiscountType
+from core.rules import limits, money, promotions
+from core.rules.discounts import DealType
 from core.rules.limits import Metadata
+from core.rules.promotions import Members, Promotion, Shown
 from core.shapes import Amount, Count, Instant
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Status = Literal["active", "paused", "ended"]
 
 
-class NewRules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewRules(Members, kw_only=True, forbid_unknown_fields=True):
     """What every voucher of the campaign is held to; its discount is theirs unless they differ."""
 
-    discount_type: DiscountType | None = None
+    discount_type: DealType | None = None
     discount_value: Amount = msgspec.field(default_factory=msgspec.Raw)
     max_redemptions: Count | None = None
     per_customer_limit: Count | None = None
@@ -61,7 +62,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     type: Literal["DISCOUNT"]
     status: Status
-    discount_type: DiscountType | None
+    discount_type: DealType | None
     discount_bp: int | None
     discount_minor: int | None
     min_order_minor: int | None
@@ -70,6 +71,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     starts_at: datetime | None
     expires_at: datetime | None
     metadata: Metadata
+    promotion: Promotion | None
+    expires_after_days: int | None
     direct_count: int
     leased_count: int
     unsold_count: int
@@ -78,16 +81,17 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
+class Rules(Shown, frozen=True, kw_only=True):
     """A campaign's rules as the API shows them."""
 
-    discount_type: DiscountType | None
+    discount_type: DealType | None
     discount_value: Amount | None
     max_redemptions: int | None
     per_customer_limit: int | None
     starts_at: datetime | None
     expires_at: datetime | None
     min_order_value: Amount | None
+    expires_after_days: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,8 +112,15 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
 async def create(conn: db.Connection, caller: Caller, new: NewCampaign) -> Campaign:
     """Make a campaign; it is active at once. Raises: Invalid."""
     rules = new.rules
-    discount = limits.read_discount(
+    discount = promotions.read_discount(
         rules.discount_type, rules.discount_value, caller.currency, prefix="rules."
+    )
+    promotion = promotions.read(
+        rules,
+        None if discount is None else discount.type,
+        caller.currency,
+        await time_zone(conn, caller),
+        prefix="rules.",
     )
     limits.check_window(rules.starts_at, rules.expires_at, prefix="rules.")
     limits.check_metadata(new.metadata or {})
@@ -124,8 +135,14 @@ async def create(conn: db.Connection, caller: Caller, new: NewCampaign) -> Campa
         if money.is_given(least) else None,
         max_redemptions=rules.max_redemptions, per_customer_limit=rules.per_customer_limit,
         starts_at=rules.starts_at, expires_at=rules.expires_at, metadata=new.metadata or {},
+        promotion=promotion, expires_after_days=rules.expires_after_days,
     )  # fmt: skip
     return show(await _by_id(conn, caller, campaign_id), caller)
+
+
+async def time_zone(conn: db.Connection, caller: Caller) -> str:
+    """Return the time zone of the caller's project."""
+    return await db.value(conn, "campaigns.time_zone", str, project_id=caller.project_id)
 
 
 async def find(
@@ -224,13 +241,15 @@ def show(stored: Stored, caller: Caller) -> Campaign:
         rules=Rules(
             discount_type=stored.discount_type,
             discount_value=limits.show_discount(
-                stored.discount_type, stored.discount_bp, stored.discount_minor, caller.exponent
+                stored.discount_bp, stored.discount_minor, caller.exponent
             ),
             max_redemptions=stored.max_redemptions,
             per_customer_limit=stored.per_customer_limit,
             starts_at=stored.starts_at,
             expires_at=stored.expires_at,
             min_order_value=None if least is None else money.json_amount(least, caller.exponent),
+            expires_after_days=stored.expires_after_days or msgspec.UNSET,
+            **promotions.shown(stored.promotion, caller.exponent),
         ),
         redeemed_count=taken - stored.unsold_count,
         remaining=None if stored.max_redemptions is None else stored.max_redemptions - taken,

@@ -142,6 +142,7 @@ class _VoucherForSale(msgspec.Struct):
     max_redemptions: int | None
     taken: int
     campaign_customer_limit: int | None
+    is_plain: bool
 
 
 async def create(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID | Refusal:
@@ -252,6 +253,12 @@ async def _existing_voucher(
     )
     if found is None:
         raise NotFound("There is no voucher with this code.", field="voucher")
+    if not found.is_plain:
+        return Refusal(
+            code="not_eligible",
+            detail="A flash sale takes a plain discount; this voucher or its campaign has more.",
+            because={"rule": "voucher.promotion", "wanted": None},
+        )
     if found.campaign_customer_limit is not None and new.durability == "fast":
         return Refusal(
             code="not_eligible",

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 import core.db as db
-from core import ids, redemptions
+from core import checkouts, ids, redemptions
 from core.api_keys import Caller
 from core.crowds import SOLD_OUT_S, Crowds
 from core.errors import IdempotencyMismatch, NotFound, OutcomeUnknown, Refusal, Unavailable
@@ -220,7 +220,9 @@ class Redeemer:
             norm = codes.normalise(code or "")
             known = self._terms.peek(caller.project_id, norm) if norm is not None else None
             terms = known[0] if known is not None else None
-        if terms is None or terms.authority != "pg" or self._crowds.has(terms.voucher_id):
+        if terms is None or terms.authority != "pg" or not terms.is_plain:
+            return None
+        if self._crowds.has(terms.voucher_id):
             return None
         return terms
 
@@ -263,6 +265,12 @@ class Redeemer:
             if sale_id is not None and terms.sale_id != sale_id:
                 row = await self._desk.glance(caller.project_id, sale_id)
                 return await self._after_sale(caller, row, new, key)
+            if not terms.is_plain or (new.order is not None and terms.sells_alone):
+                told = await checkouts.redeem(self._database, caller, terms, new, key)
+                is_stale = isinstance(told, Refusal) and age_s > redemptions.TERMS_REFUSE_S
+                if told is not None and not is_stale:
+                    return told
+                continue
             priced = redemptions.price(terms, new, caller.currency)
             if isinstance(priced, Refusal):
                 if age_s <= redemptions.TERMS_REFUSE_S:
@@ -346,7 +354,7 @@ class Redeemer:
             stored = await db.one(
                 conn,
                 "redemptions.by_key",
-                _Stored,
+                redemptions.Keyed,
                 project_id=caller.project_id,
                 voucher_id=row.voucher_id,
                 key=key,
@@ -355,7 +363,7 @@ class Redeemer:
             return await self._refusal_of(row)
         if stored.fingerprint != priced.fingerprint:
             raise IdempotencyMismatch
-        return redemptions.from_row(caller, stored.row())
+        return redemptions.from_row(caller, stored)
 
     # -- The crowd after a sell-out ---------------------------------------------------------
 
@@ -472,13 +480,6 @@ class Redeemer:
             discount_minor=discount,
             sale_id=sale_id,
         )
-
-
-class _Stored(redemptions.Row, frozen=True):
-    fingerprint: bytes
-
-    def row(self) -> redemptions.Row:
-        return self
 
 
 def _plain_terms(caller: Caller, terms: Terms, sale_id: UUID | None) -> PlainTerms:

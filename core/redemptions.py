@@ -20,8 +20,10 @@ from core import ids
 from core.api_keys import Caller
 from core.errors import IdempotencyMismatch, Invalid, NotFound, Refusal, Unavailable
 from core.rules import codes, discounts, limits, money
-from core.rules.discounts import DiscountType
+from core.rules.discounts import DealType
 from core.rules.limits import Metadata
+from core.rules.orders import NewOrder, ShownOrder
+from core.rules.promotions import Detail, Promotion
 from core.shapes import Amount
 from core.shared_commits import Ask, Decision, SharedCommits
 
@@ -36,19 +38,21 @@ NO_REDEMPTION: Final = "There is no redemption with this id."
 
 
 class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request to redeem or claim. `order_value` is the text of a JSON number."""
+    """A request to redeem or claim, with `order_value`, the text of a JSON number, or `order`."""
 
     customer_id: str | None = None
     order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
     order_id: str | None = None
     metadata: Metadata | None = None
+    order: NewOrder | None = None
 
 
 class Redemption(msgspec.Struct, frozen=True):
     """A redemption as it is answered: the same at once, on a retry and when read back.
 
     `remaining` is the smallest limit that was left right after it, None without limits. `seq` is
-    its number, unique in its voucher or flash sale. `status`: redeemed or rolled_back.
+    its number, unique in its voucher or flash sale. `status`: redeemed or rolled_back. `order`: its
+    lines after this discount, where the request had them.
     """
 
     redemption_id: str
@@ -67,6 +71,7 @@ class Redemption(msgspec.Struct, frozen=True):
     metadata: Metadata | None = None
     rolled_back_at: str | None = None
     rollback_reason: str | None = None
+    order: ShownOrder | msgspec.UnsetType = msgspec.UNSET
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -82,12 +87,25 @@ class Terms(msgspec.Struct, frozen=True):
     sale_id: UUID | None
     authority: str
     sale_only: bool
-    discount_type: DiscountType
+    discount_type: DealType
     discount_bp: int | None
     discount_minor: int | None
     min_order_minor: int | None
     needs_customer: bool
     crowd_version: int
+    owns_discount: bool
+    promotion: Promotion | None
+    campaign_promotion: Promotion | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether type, value, minimum and counts are all there is to it."""
+        return self.promotion is None and self.campaign_promotion is None
+
+    @property
+    def sells_alone(self) -> bool:
+        """Whether no flash sale has a say in it."""
+        return self.authority == "pg" and self.sale_id is None and not self.sale_only
 
 
 class Priced(msgspec.Struct, frozen=True):
@@ -135,7 +153,9 @@ def checked(new: NewRedemption) -> NewRedemption:
 
 
 def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
-    """Compute the discount, once. Pure. Refuses: order_value_too_low. Raises: Invalid."""
+    """Compute a plain discount, once. Pure. Refuses: order_value_too_low. Raises: Invalid."""
+    if new.order is not None:
+        raise Invalid("A flash sale takes order_value; order is not known to it.", field="order")
     order_value = None
     if money.is_given(new.order_value):
         order_value = money.parse_amount(new.order_value, currency, field="order_value")
@@ -150,15 +170,8 @@ def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
             )
         if order_value < terms.min_order_minor:
             exponent = money.exponent_of(currency) or 0
-            seen, wanted = (
-                money.json_amount(minor, exponent) for minor in (order_value, terms.min_order_minor)
-            )
-            return Refusal(
-                code="order_value_too_low",
-                detail=f"The order is worth {bytes(seen).decode()}; "
-                f"this voucher needs {bytes(wanted).decode()}.",
-                because={"rule": "min_order_value", "seen": seen, "wanted": wanted},
-            )
+            return limits.order_value_too_low(order_value, terms.min_order_minor, exponent)
+    assert terms.discount_type in ("PERCENT", "AMOUNT"), "richer terms are priced by core.quotes"
     discount = discounts.discount_minor(
         terms.discount_type,
         bp=terms.discount_bp,
@@ -308,6 +321,13 @@ class Row(msgspec.Struct, frozen=True):
     rolled_back_at: datetime | None
     rollback_reason: str | None
     metadata: Metadata | None
+    detail: Detail | None
+
+
+class Keyed(Row, frozen=True):
+    """A redemption with what tells its request from another with the same key."""
+
+    fingerprint: bytes
 
 
 def from_row(caller: Caller, row: Row) -> Redemption:
@@ -329,6 +349,7 @@ def from_row(caller: Caller, row: Row) -> Redemption:
         metadata=row.metadata or None,
         rolled_back_at=iso_ms(row.rolled_back_at) if row.rolled_back_at else None,
         rollback_reason=row.rollback_reason,
+        order=row.detail.shown(caller.exponent) if row.detail else msgspec.UNSET,
     )
 
 

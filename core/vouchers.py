@@ -1,7 +1,7 @@
 """Vouchers: made, read, edited, switched on and off, and validated. Redeeming is its own noun."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -9,19 +9,20 @@ import msgspec
 from core import campaigns, db, ids
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Invalid, NotFound, Refusal
-from core.rules import codes, limits, money
-from core.rules.discounts import DiscountType
+from core.rules import codes, limits, money, promotions, schedules
+from core.rules.discounts import DealType
 from core.rules.limits import Metadata, Terms
+from core.rules.promotions import Members, Promotion, Shown
 from core.shapes import Amount, Count, Instant
 
 Status = Literal["active", "disabled", "expired"]
 
 
-class NewVoucher(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NewVoucher(Members, kw_only=True, forbid_unknown_fields=True):
     """What a voucher is made from. Without a code a random one is drawn."""
 
     code: str | None = None
-    discount_type: DiscountType | None = None
+    discount_type: DealType | None = None
     discount_value: Amount = msgspec.field(default_factory=msgspec.Raw)
     campaign_id: str | None = None
     max_redemptions: Count | None = None
@@ -40,13 +41,6 @@ class VoucherPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a redemption would be, asked without one."""
-
-    customer_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
-    order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
-
-
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """A voucher's row with what its campaign adds.
 
@@ -58,7 +52,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     campaign_id: UUID | None
     status: Literal["active", "disabled"]
-    discount_type: DiscountType | None
+    discount_type: DealType | None
     discount_bp: int | None
     discount_minor: int | None
     min_order_minor: int | None
@@ -67,6 +61,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     starts_at: datetime | None
     expires_at: datetime | None
     metadata: Metadata
+    promotion: Promotion | None
     direct_count: int
     leased_count: int
     unsold_count: int
@@ -78,7 +73,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     campaign_status: Literal["active", "paused", "ended"] | None
     campaign_terms_version: int | None
-    campaign_discount_type: DiscountType | None
+    campaign_discount_type: DealType | None
     campaign_discount_bp: int | None
     campaign_discount_minor: int | None
     campaign_min_order_minor: int | None
@@ -86,6 +81,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     campaign_per_customer_limit: int | None
     campaign_starts_at: datetime | None
     campaign_expires_at: datetime | None
+    campaign_promotion: Promotion | None
 
     @property
     def terms(self) -> Terms:
@@ -117,13 +113,13 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
         return limits.smallest_rest(rest, self.campaign_rest)
 
 
-class Voucher(msgspec.Struct, frozen=True, kw_only=True):
+class Voucher(Shown, frozen=True, kw_only=True):
     """A voucher as the API shows it."""
 
     id: str
     code: str
     status: Status
-    discount_type: DiscountType | None
+    discount_type: DealType | None
     discount_value: Amount | None
     campaign_id: str | None
     max_redemptions: int | None
@@ -138,25 +134,6 @@ class Voucher(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to "would it work": `code` is the voucher's where it would, else the refusal's."""
-
-    valid: bool
-    code: str
-    voucher: str
-    discount_applied: Amount
-    remaining: int | None
-    detail: str | None = None
-    because: dict[str, Any] | None = None
-
-
-class _SaleState(msgspec.Struct, frozen=True, kw_only=True):
-    status: str
-    starts_at: datetime | None
-    ends_at: datetime | None
-    rest: int
-
-
 async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Voucher:
     """Make a voucher. It inherits its campaign's discount where it has none of its own.
 
@@ -164,13 +141,18 @@ async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Vouche
     """
     given_code = codes.generate() if new.code is None else new.code
     code_norm = codes.checked(given_code)
-    discount = limits.read_discount(new.discount_type, new.discount_value, caller.currency)
+    discount = promotions.read_discount(new.discount_type, new.discount_value, caller.currency)
+    time_zone = await campaigns.time_zone(conn, caller)
+    kind = None if discount is None else discount.type
+    promotion = promotions.read(new, kind, caller.currency, time_zone)
     limits.check_window(new.starts_at, new.expires_at)
     limits.check_metadata(new.metadata or {})
     campaign_id = None
+    expires_after_days = new.expires_after_days
     if new.campaign_id is not None:
         campaign = await campaigns.find(conn, caller, new.campaign_id, field="campaign_id")
         campaign_id = campaign.id
+        expires_after_days = expires_after_days or campaign.expires_after_days
         if discount is None and campaign.discount_type is None:
             raise Invalid(
                 "discount_value is required: the campaign has no discount of its own",
@@ -191,7 +173,9 @@ async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Vouche
             discount_minor=discount and discount.amount_minor,
             min_order_minor=least_order(new.min_order_value, caller),
             max_redemptions=new.max_redemptions, per_customer_limit=new.per_customer_limit,
-            starts_at=new.starts_at, expires_at=new.expires_at, metadata=new.metadata or {},
+            starts_at=new.starts_at, metadata=new.metadata or {}, promotion=promotion,
+            expires_at=issued_until(new.starts_at, new.expires_at, expires_after_days,
+                                    promotion.time_zone if promotion else time_zone),
         )  # fmt: skip
     except db.UniqueViolation as violation:
         if violation.constraint != "vouchers_code_key":
@@ -291,99 +275,6 @@ async def switch(
     return show(after, caller)
 
 
-async def validate(
-    conn: db.Connection, caller: Caller, code_or_id: str, question: Question
-) -> Verdict:
-    """Say whether a redemption would work now, and what it would take off. Consumes nothing.
-
-    Without a customer the customer's limit is not judged; an order without a value is worth
-    nothing. Under a fast sale the rest is what the ledger knows, some milliseconds late.
-    Raises: NotFound, Invalid.
-    """
-    stored = await find(conn, caller, code_or_id)
-    order_value = None
-    if money.is_given(question.order_value):
-        order_value = money.parse_amount(question.order_value, caller.currency, field="order_value")
-    sale = None
-    if stored.sale_only or stored.authority == "flash" or stored.flash_sale_id is not None:
-        sale = await db.one(
-            conn, "vouchers.sale_state", _SaleState, project_id=caller.project_id, id=stored.id
-        )
-    holds_units = stored.authority == "flash" and sale is not None
-    remaining = (
-        limits.smallest_rest(sale.rest, None if holds_units else stored.remaining)
-        if sale is not None and (holds_units or stored.flash_sale_id is not None)
-        else stored.remaining
-    )
-    refusal = _refusal(stored, sale, order_value, caller) or await _rest_refusal(
-        conn, caller, stored, question.customer_id, remaining, is_sale=remaining != stored.remaining
-    )
-    if refusal is not None:
-        return Verdict(
-            valid=False, code=refusal.code, voucher=stored.code,
-            discount_applied=money.json_amount(0, caller.exponent), remaining=remaining,
-            detail=refusal.detail, because=refusal.because,
-        )  # fmt: skip
-    return Verdict(
-        valid=True, code=stored.code, voucher=stored.code,
-        discount_applied=money.json_amount(stored.terms.discount(order_value), caller.exponent),
-        remaining=remaining,
-    )  # fmt: skip
-
-
-def _refusal(
-    stored: Stored, sale: _SaleState | None, order_value_minor: int | None, caller: Caller
-) -> Refusal | None:
-    now = datetime.now(UTC)
-    if stored.status == "disabled":
-        return Refusal("voucher_inactive", "This code is disabled.")
-    if stored.campaign_status == "paused":
-        return Refusal("paused", "The campaign of this code is paused.")
-    if stored.campaign_status == "ended":
-        return Refusal("ended", "The campaign of this code has ended.")
-    if sale is None and stored.sale_only:
-        return Refusal("ended", "This code sells only in a flash sale, which is over.")
-    if sale is not None and (stored.sale_only or sale.status in ("open", "paused")):
-        if sale.status == "paused":
-            return Refusal("paused", "The flash sale is paused.")
-        if sale.status in ("closed", "fenced") or (sale.ends_at and now >= sale.ends_at):
-            return Refusal("ended", "The flash sale has ended.")
-        if sale.status == "scheduled" or (sale.starts_at and now < sale.starts_at):
-            return Refusal("not_started", "The flash sale has not begun yet.")
-    return limits.window_refusal(stored.terms, now) or limits.order_refusal(
-        stored.terms, order_value_minor, caller.currency
-    )
-
-
-async def _rest_refusal(
-    conn: db.Connection,
-    caller: Caller,
-    stored: Stored,
-    customer_id: str | None,
-    remaining: int | None,
-    *,
-    is_sale: bool,
-) -> Refusal | None:
-    if customer_id is not None and (
-        stored.per_customer_limit is not None or stored.campaign_per_customer_limit is not None
-    ):
-        is_used_up = await db.value(
-            conn, "vouchers.customer_used_up", bool,
-            project_id=caller.project_id, customer_id=customer_id, voucher_id=stored.id,
-            campaign_id=stored.campaign_id, per_voucher=stored.per_customer_limit,
-            per_campaign=stored.campaign_per_customer_limit,
-        )  # fmt: skip
-        if is_used_up:
-            return Refusal(
-                "customer_limit_reached", "This customer has used the code as often as allowed."
-            )
-    if remaining == 0:
-        if is_sale:
-            return Refusal("sold_out", "Every unit of the flash sale is taken.")
-        return Refusal("limit_reached", "This code has no redemption left.")
-    return None
-
-
 def show(stored: Stored, caller: Caller) -> Voucher:
     """Write a row as the API shows it: texts for ids, decimals for money."""
     terms = stored.terms
@@ -401,7 +292,7 @@ def show(stored: Stored, caller: Caller) -> Voucher:
         status=status,
         discount_type=terms.discount_type,
         discount_value=limits.show_discount(
-            terms.discount_type, terms.discount_bp, terms.discount_minor, caller.exponent
+            terms.discount_bp, terms.discount_minor, caller.exponent
         ),
         campaign_id=None
         if stored.campaign_id is None
@@ -416,7 +307,22 @@ def show(stored: Stored, caller: Caller) -> Voucher:
         metadata=stored.metadata,
         created_at=stored.created_at,
         updated_at=stored.updated_at,
+        **promotions.shown(stored.promotion, caller.exponent),
     )
+
+
+def issued_until(
+    starts_at: datetime | None, expires_at: datetime | None, days: int | None, time_zone: str
+) -> datetime | None:
+    """Return when a voucher that is issued now expires: the earlier of its date and its days.
+
+    The days are counted from its start where that is later. Raises: Invalid.
+    """
+    if days is None:
+        return expires_at
+    issued_at = datetime.now(UTC)
+    after_days = schedules.days_after(max(issued_at, starts_at or issued_at), days, time_zone)
+    return after_days if expires_at is None else min(expires_at, after_days)
 
 
 def least_order(raw: msgspec.Raw, caller: Caller) -> int | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from core.errors import Invalid, Refusal
 from core.rules import discounts, money
-from core.rules.discounts import DiscountType
+from core.rules.discounts import DealType
 
 # A billion redemptions of one voucher; far below where sums of counts leave a bigint.
 REDEMPTIONS_MAX: Final = 1_000_000_000
@@ -28,7 +28,7 @@ Metadata = dict[str, str | int | float | bool | None]
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What a price is computed from: a voucher's own terms, filled up with its campaign's."""
 
-    discount_type: DiscountType
+    discount_type: DealType
     discount_bp: int | None
     discount_minor: int | None
     min_order_minor: int | None
@@ -37,6 +37,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     def discount(self, order_value_minor: int | None) -> int:
         """Return what the voucher takes off an order, in minor units."""
+        assert self.discount_type in ("PERCENT", "AMOUNT"), "richer terms are priced by core.quotes"
         return discounts.discount_minor(
             self.discount_type,
             bp=self.discount_bp,
@@ -83,6 +84,16 @@ def order_refusal(terms: Terms, order_value_minor: int | None, currency: str) ->
     )
 
 
+def order_value_too_low(seen_minor: int, wanted_minor: int, exponent: int) -> Refusal:
+    """Return the refusal of an order that is worth less than it must be."""
+    seen, wanted = (money.json_amount(minor, exponent) for minor in (seen_minor, wanted_minor))
+    return Refusal(
+        "order_value_too_low",
+        f"The order is worth {bytes(seen).decode()}; this voucher needs {bytes(wanted).decode()}.",
+        {"rule": "min_order_value", "seen": seen, "wanted": wanted},
+    )
+
+
 def check_window(
     starts_at: datetime | None,
     expires_at: datetime | None,
@@ -125,9 +136,9 @@ def check_metadata(metadata: Metadata, *, field: str = "metadata") -> None:
 
 
 class Discount(msgspec.Struct, frozen=True):
-    """A discount as it is stored: one of `bp` and `amount_minor` by its type."""
+    """A discount as it is stored: one of `bp` and `amount_minor` by its type, or neither."""
 
-    type: DiscountType
+    type: DealType
     bp: int | None
     amount_minor: int | None
 
@@ -154,14 +165,8 @@ def read_discount(
     return Discount("PERCENT", money.parse_percent(discount_value, field=field), None)
 
 
-def show_discount(
-    discount_type: DiscountType | None, bp: int | None, minor: int | None, exponent: int
-) -> msgspec.Raw | None:
-    """Write a stored discount as the JSON number it came as."""
-    if discount_type is None:
-        return None
-    if discount_type == "PERCENT":
-        assert bp is not None
+def show_discount(bp: int | None, minor: int | None, exponent: int) -> msgspec.Raw | None:
+    """Write a stored discount as the JSON number it came as; what is free has none."""
+    if bp is not None:
         return money.json_percent(bp)
-    assert minor is not None
-    return money.json_amount(minor, exponent)
+    return None if minor is None else money.json_amount(minor, exponent)

@@ -2,16 +2,18 @@
 -- Stores a new campaign.
 INSERT INTO vf.campaigns (
     project_id, id, name, type, discount_type, discount_bp, discount_minor, min_order_minor,
-    max_redemptions, per_customer_limit, starts_at, expires_at, metadata)
+    max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion,
+    expires_after_days)
 VALUES (
     @project_id, @id, @campaign_name, @type, @discount_type, @discount_bp, @discount_minor,
-    @min_order_minor, @max_redemptions, @per_customer_limit, @starts_at, @expires_at, @metadata);
+    @min_order_minor, @max_redemptions, @per_customer_limit, @starts_at, @expires_at, @metadata,
+    @promotion, @expires_after_days);
 
 -- name: by_id :one
 -- One campaign, with the units that are out at fast sales and not sold as far as the ledger knows.
 SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discount_minor,
        c.min_order_minor, c.max_redemptions, c.per_customer_limit, c.starts_at, c.expires_at,
-       c.metadata, c.direct_count, c.leased_count, u.unsold_count, c.terms_version,
+       c.metadata, c.promotion, c.expires_after_days, c.direct_count, c.leased_count, u.unsold_count, c.terms_version,
        c.created_at, c.updated_at
   FROM vf.campaigns c
  CROSS JOIN LATERAL (
@@ -25,7 +27,7 @@ SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discoun
 -- Campaigns of the project, newest first, below a cursor, of one shown status.
 SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discount_minor,
        c.min_order_minor, c.max_redemptions, c.per_customer_limit, c.starts_at, c.expires_at,
-       c.metadata, c.direct_count, c.leased_count, u.unsold_count, c.terms_version,
+       c.metadata, c.promotion, c.expires_after_days, c.direct_count, c.leased_count, u.unsold_count, c.terms_version,
        c.created_at, c.updated_at
   FROM vf.campaigns c
  CROSS JOIN LATERAL (
@@ -56,3 +58,7 @@ UPDATE vf.campaigns
 UPDATE vf.campaigns
    SET status = @status, terms_version = terms_version + 1, updated_at = clock_timestamp()
  WHERE project_id = @project_id AND id = @id AND status NOT IN ('ended', @status);
+
+-- name: time_zone :one
+-- Whose clock the project's schedules and periods go by where nothing else is said.
+SELECT p.time_zone FROM vf.projects p WHERE p.id = @project_id;

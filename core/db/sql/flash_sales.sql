@@ -9,7 +9,8 @@ VALUES (@project_id, @id, @code, @code_norm, @discount_type, @discount_bp, @disc
 
 -- name: voucher_for_sale :one
 -- An existing voucher that a sale is to be held on, with what may stand in its way.
-SELECT v.id, v.status, v.max_redemptions, v.direct_count + v.leased_count AS taken, c.per_customer_limit AS campaign_customer_limit
+SELECT v.id, v.status, v.max_redemptions, v.direct_count + v.leased_count AS taken, c.per_customer_limit AS campaign_customer_limit,
+       v.promotion IS NULL AND c.promotion IS NULL AS is_plain
   FROM vf.vouchers v LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
  WHERE v.project_id = @project_id AND v.code_norm = @code_norm;
 

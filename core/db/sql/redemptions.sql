@@ -9,10 +9,26 @@ SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v
        CASE WHEN v.discount_type IS NULL THEN c.discount_minor ELSE v.discount_minor END AS discount_minor,
        greatest(v.min_order_minor, c.min_order_minor) AS min_order_minor,
        v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL AS needs_customer,
-       v.crowd_version
+       v.crowd_version, v.discount_type IS NOT NULL AS owns_discount, v.promotion,
+       c.promotion AS campaign_promotion
   FROM vf.vouchers v
   LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
  WHERE v.project_id = @project_id AND v.code_norm = @code_norm;
+
+-- name: terms_of_voucher :one
+-- The same by id, for a question that has found its voucher.
+SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v.campaign_id,
+       c.terms_version AS campaign_version, v.flash_sale_id AS sale_id, v.authority, v.sale_only,
+       coalesce(v.discount_type, c.discount_type) AS discount_type,
+       CASE WHEN v.discount_type IS NULL THEN c.discount_bp ELSE v.discount_bp END AS discount_bp,
+       CASE WHEN v.discount_type IS NULL THEN c.discount_minor ELSE v.discount_minor END AS discount_minor,
+       greatest(v.min_order_minor, c.min_order_minor) AS min_order_minor,
+       v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL AS needs_customer,
+       v.crowd_version, v.discount_type IS NOT NULL AS owns_discount, v.promotion,
+       c.promotion AS campaign_promotion
+  FROM vf.vouchers v
+  LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
+ WHERE v.project_id = @project_id AND v.id = @voucher_id;
 
 -- name: redeem_many :many
 -- Decides an array of requests for one voucher in one commit.
@@ -26,11 +42,17 @@ SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discoun
   FROM vf.redeem_campaign(@project_id, @campaign_id, @campaign_version, @vouchers, @versions, @sales, @starts, @ids, @keys,
        @fingerprints, @customers, @order_values, @discounts, @order_ids, @metadata);
 
+-- name: redeem_order :many
+-- Decides one or several codes for one order, all or nothing, in one commit.
+SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, detail, existing, label, used
+  FROM vf.redeem_order(@project_id, @customer_id, @order_id, @order_value, @metadata, @fingerprint, @vouchers, @versions,
+       @campaigns, @campaign_versions, @ids, @keys, @discounts, @details, @takings);
+
 -- name: read :one
 -- One redemption by its id.
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata
+       r.rollback_reason, r.metadata, r.detail
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.project_id = @project_id AND r.id = @id AND r.redeemed_at > '-infinity';
 
@@ -38,7 +60,7 @@ SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.or
 -- A page of redemptions, newest first, below the cursor, narrowed by whatever is not null.
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata
+       r.rollback_reason, r.metadata, r.detail
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.project_id = @project_id AND r.redeemed_at > '-infinity'
    AND (@before::uuid IS NULL OR r.id < @before)
@@ -102,7 +124,7 @@ SELECT v.crowd_version, vf.lineage() AS lineage, v.per_customer_limit,
 -- The redemption an idempotency key has, for a retry that comes after the sale.
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata, r.fingerprint
+       r.rollback_reason, r.metadata, r.detail, r.fingerprint
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.idempotency_key = @key AND r.voucher_id = @voucher_id AND r.project_id = @project_id;
 

@@ -4,17 +4,17 @@
 -- Stores a new voucher; a code that is taken fails on vouchers_code_key.
 INSERT INTO vf.vouchers (
     project_id, id, code, code_norm, campaign_id, discount_type, discount_bp, discount_minor,
-    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata)
+    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion)
 VALUES (
     @project_id, @id, @code, @code_norm, @campaign_id, @discount_type, @discount_bp,
     @discount_minor, @min_order_minor, @max_redemptions, @per_customer_limit, @starts_at,
-    @expires_at, @metadata);
+    @expires_at, @metadata, @promotion);
 
 -- name: by_id :one
 -- One voucher with its campaign's terms, by id.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.direct_count, v.leased_count,
+       v.metadata, v.promotion, v.direct_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -23,7 +23,8 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
        c.min_order_minor AS campaign_min_order_minor,
        c.max_redemptions - c.direct_count - c.leased_count AS campaign_rest,
        c.per_customer_limit AS campaign_per_customer_limit,
-       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at
+       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at,
+       c.promotion AS campaign_promotion
   FROM vf.vouchers v
   LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
   LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id
@@ -35,7 +36,7 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
 -- One voucher with its campaign's terms, by normalised code.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.direct_count, v.leased_count,
+       v.metadata, v.promotion, v.direct_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -44,7 +45,8 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
        c.min_order_minor AS campaign_min_order_minor,
        c.max_redemptions - c.direct_count - c.leased_count AS campaign_rest,
        c.per_customer_limit AS campaign_per_customer_limit,
-       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at
+       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at,
+       c.promotion AS campaign_promotion
   FROM vf.vouchers v
   LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
   LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id
@@ -56,7 +58,7 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
 -- Vouchers of the project, newest first, below a cursor, of one campaign and one shown status.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.direct_count, v.leased_count,
+       v.metadata, v.promotion, v.direct_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -65,7 +67,8 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
        c.min_order_minor AS campaign_min_order_minor,
        c.max_redemptions - c.direct_count - c.leased_count AS campaign_rest,
        c.per_customer_limit AS campaign_per_customer_limit,
-       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at
+       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at,
+       c.promotion AS campaign_promotion
   FROM vf.vouchers v
   LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
   LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id

@@ -1,0 +1,144 @@
+"""Every limit and budget is reached exactly under concurrency, and nothing is half taken."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from core.errors import Refusal
+from core.redemptions import Redemption
+from tests.core.conftest import House
+
+pytestmark = pytest.mark.anyio
+
+CLIENTS = 64
+ROUNDS = 3
+
+
+def promotion(*budgets: dict[str, Any]) -> str:
+    return msgspec.json.encode({"budgets": budgets, "time_zone": "Europe/Berlin"}).decode()
+
+
+def code_of(answer: object) -> str:
+    return answer.code if isinstance(answer, Refusal) else type(answer).__name__
+
+
+async def ask(
+    house: House, codes: list[str], customers: list[str | None], **more: Any
+) -> Counter[str]:
+    answers = await asyncio.gather(
+        *(
+            house.redeem(codes[n % len(codes)], customers[n % len(customers)], **more)
+            for n in range(CLIENTS)
+        )
+    )
+    return Counter(code_of(answer) for answer in answers)
+
+
+async def live(house: House, column: str, scope: UUID) -> int:
+    return int(
+        await house.value(
+            f"select coalesce(sum({column}), 0)::bigint from vf.redemptions "
+            "where status = 'redeemed' and (voucher_id = $1 or campaign_id = $1)",
+            scope,
+        )
+    )
+
+
+KINDS: list[tuple[dict[str, Any], str, str, int]] = [
+    ({"of": "redemptions", "max": 20, "period": "day"}, "1", "limit_reached", 20),
+    ({"of": "redemptions", "max": 20}, "1", "limit_reached", 20),
+    ({"of": "discount", "max": 36_001}, "discount_minor", "budget_reached", 36_000),
+    ({"of": "discount", "max": 36_000, "period": "week"}, "discount_minor", "budget_reached",
+     36_000),
+    ({"of": "order_value", "max": 89_990, "period": "month"}, "order_value_minor",
+     "budget_reached", 89_990),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("budget", "column", "refusal", "reached"), KINDS)
+async def test_a_budget_of_a_voucher_is_reached_exactly_and_never_exceeded(
+    house: House, budget: dict[str, Any], column: str, refusal: str, reached: int
+) -> None:
+    for round_ in range(ROUNDS):
+        code = f"ROUND{round_}"
+        voucher = await house.voucher(code, promotion=promotion(budget))
+        counted = await ask(house, [code], ["anna", "bob", "carl"])
+        unit = {"1": 1, "discount_minor": 1800, "order_value_minor": 8999}[column]
+        assert counted == {"Redemption": reached // unit, refusal: CLIENTS - reached // unit}
+        assert await live(house, column, voucher) == reached
+        assert await house.value("select used from vf.budgets where scope_id = $1", voucher) == (
+            reached
+        )
+
+
+async def test_a_campaign_s_budget_is_shared_by_its_codes_to_the_last_unit(house: House) -> None:
+    for round_ in range(ROUNDS):
+        campaign = await house.campaign(
+            promotion=promotion({"of": "discount", "max": 20_000}), max_redemptions=50
+        )
+        codes = [f"C{round_}-{n}" for n in range(8)]
+        for code in codes:
+            await house.voucher(code, campaign_id=campaign, max_redemptions=3)
+        counted = await ask(house, codes, ["anna"])
+        assert counted["Redemption"] == 11
+        assert await live(house, "discount_minor", campaign) == 11 * 1800
+        assert set(counted) <= {"Redemption", "budget_reached", "limit_reached"}
+
+
+async def test_a_customer_s_share_of_a_period_is_the_customer_s_own(house: House) -> None:
+    for round_ in range(ROUNDS):
+        code = f"DAILY{round_}"
+        budget = {"of": "redemptions", "per": "customer", "period": "day", "max": 3}
+        voucher = await house.voucher(code, promotion=promotion(budget))
+        counted = await ask(house, [code], ["anna", "bob", "carl", "dora"])
+        assert counted == {"Redemption": 12, "customer_limit_reached": CLIENTS - 12}
+        assert (
+            await house.value("select max(used) from vf.budgets where scope_id = $1", voucher) == 3
+        )
+
+
+async def test_a_plain_limit_beside_a_rule_is_reached_exactly(house: House) -> None:
+    rule = {"conditions": {"fact": "order.value", "is": "at_least", "value": 1}}
+    rich = msgspec.json.encode(rule).decode()
+    for round_ in range(ROUNDS):
+        code = f"PLAIN{round_}"
+        voucher = await house.voucher(
+            code, promotion=rich, max_redemptions=10, per_customer_limit=4
+        )
+        counted = await ask(house, [code], ["anna", "bob", "carl", "dora"])
+        assert counted["Redemption"] == 10
+        assert (
+            await house.value("select direct_count from vf.vouchers where id = $1", voucher) == 10
+        )
+        most = "select max(live_count) from vf.customer_counts where scope_id = $1"
+        assert await house.value(most, voucher) <= 4
+
+
+async def test_one_key_redeems_once_however_often_it_is_sent_at_once(house: House) -> None:
+    await house.voucher("ONCE", promotion=promotion({"of": "redemptions", "max": 5}))
+    answers = await asyncio.gather(*(house.redeem("ONCE", "anna", "key-1") for _ in range(16)))
+    assert all(isinstance(answer, Redemption) for answer in answers)
+    assert len({msgspec.json.encode(answer) for answer in answers}) == 1
+    assert await house.value("select used from vf.budgets") == 1
+
+
+async def test_of_concurrent_rollbacks_one_gives_back(house: House) -> None:
+    await house.voucher("BACK", promotion=promotion({"of": "discount", "max": 1800}))
+    told = await house.redeem("BACK", "anna")
+    assert isinstance(told, Redemption)
+    assert code_of(await house.redeem("BACK", "anna")) == "budget_reached"
+    row = await house.value("select id from vf.redemptions")
+    sql = "select outcome from vf.roll_back($1, $2, null, interval '30 minutes')"
+
+    async def roll_back() -> str:
+        async with house.services.database.transaction(house.project_id) as conn:
+            return str((await conn.fetch(sql, (house.project_id, row)))[0]["outcome"])
+
+    outcomes = Counter(await asyncio.gather(*(roll_back() for _ in range(8))))
+    assert outcomes == {"rolled_back": 1, "already_rolled_back": 7}
+    assert await house.value("select used from vf.budgets") == 0
+    assert isinstance(await house.redeem("BACK", "anna"), Redemption)
