@@ -294,6 +294,7 @@ async def _check_ledger(
             "verify.duplicate_keys",
             "verify.duplicate_ids",
             "verify.customers",
+            "verify.budgets",
         ):
             report.add_offenders(await db.many(conn, name, Offender, **scope))
         quarantine = await db.many(conn, "verify.quarantine", Quarantined, **scope)

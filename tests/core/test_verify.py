@@ -52,6 +52,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.verify.DRAIN_S_MAX", 0.1)
 
 
+async def test_a_budget_that_is_what_was_taken_is_clean(
+    books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await books.owner.execute(
+        "insert into vf.budgets values ('{PROJECT}', '{CAMPAIGN}', 'discount', '', '', 4500, 5000);"
+        "{TAKEN}".format(TAKEN=TAKEN.format(**vars(named)), **vars(named))
+    )
+    assert (await judged(settings, capsys))[:2] == (0, set())
+
+
 async def test_clean_books_of_a_selling_shop_pass_with_their_figures(
     books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +85,13 @@ async def judged(
     out = capsys.readouterr().out
     return status, {line.split()[0] for line in out.splitlines() if " FAILED" in line}, out
 
+
+# The campaign's redemptions took their discounts, 4,500 in all, of its budget.
+TAKEN = (
+    "update vf.redemptions set detail = jsonb_build_object('takings', jsonb_build_array("
+    "jsonb_build_object('scope_id', campaign_id, 'label', 'discount', 'subject', '',"
+    " 'period', '', 'used', discount_minor))) where lease_id = '{DIRECT}'"
+)
 
 # What is done to the books, which invariants say so, and the sentence that names it.
 FRAUDS: dict[str, tuple[str, set[str], str]] = {
@@ -129,6 +146,19 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
         "update vf.campaigns set leased_count = 1",
         {"I1"},
         "a campaign's leased_count is what its leases hold",
+    ),
+    "a budget that forgot what was taken": (
+        "insert into vf.budgets values ('{PROJECT}', '{CAMPAIGN}', 'discount', '', '', 4000, 5000);"
+        + TAKEN,
+        {"I1"},
+        "a budget is what its live redemptions took: cmp_",
+    ),
+    "a budget beyond its cap": (
+        "alter table vf.budgets drop constraint budgets_never_over;"
+        "insert into vf.budgets values ('{PROJECT}', '{CAMPAIGN}', 'discount', '', '', 4500, 4000);"
+        + TAKEN,
+        {"I1"},
+        "a budget is never exceeded: cmp_",
     ),
     "a campaign redeemed beyond its limit": (
         "alter table vf.campaigns drop constraint campaigns_never_over;"

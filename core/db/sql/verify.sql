@@ -265,6 +265,38 @@ SELECT 'I5' AS invariant, k.what, k.project_id, k.prefix, k.subject, 'customer '
        k.expected, k.found, k.offenders
   FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
 
+-- name: budgets :many
+-- Operator: I1, what each budget says is gone against its cap, and against what live redemptions took of it.
+WITH took AS MATERIALIZED (
+    SELECT r.project_id, t.scope_id, t.label, t.subject, t.period, sum(t.used)::bigint AS used
+      FROM vf.redemptions r
+     CROSS JOIN LATERAL jsonb_populate_recordset(NULL::vf.budgets, r.detail -> 'takings') t
+     WHERE r.detail IS NOT NULL AND r.status = 'redeemed' AND (@project::uuid IS NULL OR r.project_id = @project)
+     GROUP BY 1, 2, 3, 4, 5
+), budget AS MATERIALIZED (
+    SELECT coalesce(k.project_id, t.project_id) AS project_id, coalesce(k.scope_id, t.scope_id) AS scope_id,
+           concat_ws(' ', coalesce(k.label, t.label), nullif(coalesce(k.subject, t.subject), ''),
+                     nullif(coalesce(k.period, t.period), '')) AS detail,
+           coalesce(k.used, 0) AS used, coalesce(t.used, 0) AS took, k.used_max
+      FROM (SELECT b.* FROM vf.budgets b WHERE @project::uuid IS NULL OR b.project_id = @project) k
+      FULL JOIN took t ON t.scope_id = k.scope_id AND t.project_id = k.project_id AND t.label = k.label
+                      AND t.subject = k.subject AND t.period = k.period
+), offender (what, project_id, subject, detail, expected, found) AS (
+    SELECT 'a budget is what its live redemptions took', k.project_id, k.scope_id, k.detail, k.took, k.used
+      FROM budget k WHERE k.used <> k.took
+    UNION ALL
+    SELECT 'a budget is never exceeded', k.project_id, k.scope_id, k.detail, k.used_max, greatest(k.used, k.took)
+      FROM budget k WHERE greatest(k.used, k.took) > k.used_max
+), numbered AS (
+    SELECT k.*, count(*) OVER (PARTITION BY k.what) AS offenders,
+           row_number() OVER (PARTITION BY k.what ORDER BY k.subject, k.detail) AS place FROM offender k
+)
+SELECT 'I1' AS invariant, k.what, k.project_id,
+       CASE WHEN EXISTS (SELECT 1 FROM vf.campaigns c WHERE c.project_id = k.project_id AND c.id = k.subject)
+            THEN 'cmp' ELSE 'vch' END AS prefix,
+       k.subject, k.detail, k.expected, k.found, k.offenders
+  FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
+
 -- name: quarantine :many
 -- Operator: why wins were refused by the ledger, and how many of each kind.
 SELECT k.lease_id, k.reason, count(*) AS entries, min(k.seq) AS seq_min, max(k.seq) AS seq_max
