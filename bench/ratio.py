@@ -21,7 +21,17 @@ from collections.abc import Iterator
 
 import msgspec
 
-from bench import closed_loop, lines, machine, opponents, subjects
+from bench import (
+    capacity,
+    closed_loop,
+    lines,
+    machine,
+    memory,
+    opponents,
+    packing,
+    pages,
+    subjects,
+)
 from bench.closed_loop import Run
 from bench.contestants import CONTESTANTS
 from bench.lines import Group, Result
@@ -32,6 +42,7 @@ RESULTS = ROOT / "bench" / "results" / "local"
 WARM_UP_S = 2.0
 # A tenth of the machine taken away moves a ratio by less than the rounds differ anyway.
 OTHERS_SHARE_MAX = 0.10
+NEAR_CAPACITY = ("S8", "S9", "S10", "S11")
 PROFILE = "import vauchflow_hotpath; print(vauchflow_hotpath.BUILD_PROFILE)"
 
 
@@ -66,6 +77,8 @@ def main() -> int:
             ]
             results += _results(group, done)
             runs += [run for round_runs in done for run in round_runs]
+        shares = [run.others_share for run in runs]
+        results += _beyond_throughput(given, shares)
     except ProductFault as fault:
         print(f"ratio: {fault}", file=sys.stderr)
         return 1
@@ -73,12 +86,28 @@ def main() -> int:
         command="python -m bench.ratio " + " ".join(sys.argv[1:]),
         started_at=started_at,
         machine=machine.described(),
-        others_share_median=statistics.median(run.others_share for run in runs),
-        others_share_max=max(run.others_share for run in runs),
+        others_share_median=statistics.median(shares or [0.0]),
+        others_share_max=max(shares or [0.0]),
         results=results,
         runs=runs,
     )
     return conclude(report)
+
+
+def _beyond_throughput(given: argparse.Namespace, shares: list[float]) -> list[Result]:
+    """Measure what is no ratio of two throughputs; adds to how busy others were."""
+    results: list[Result] = []
+    if "S7" in given.lines:
+        results += packing.measure(given.rounds, given.seconds)
+    if near := [name for name in given.lines if name in NEAR_CAPACITY]:
+        found, others = capacity.measure(near, given.rounds, given.seconds)
+        results += found
+        shares += others
+    if "S12" in given.lines:
+        results += memory.measure(given.claims)
+    if "S13" in given.lines:
+        results += pages.measure(large=pages.Rows(given.vouchers, 10 * given.vouchers))
+    return results
 
 
 def conclude(report: Report) -> int:
@@ -187,11 +216,15 @@ def _end(*_: object) -> None:
 
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    ids = list(dict.fromkeys(line.id for line in lines.LINES))
+    ids = [*dict.fromkeys(line.id for line in lines.LINES), "S7", *NEAR_CAPACITY, "S12", "S13"]
     parser.add_argument("--lines", default=",".join(ids), help=f"of {', '.join(ids)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--burst", type=int, default=subjects.BURST, help="claims of a fast run")
+    parser.add_argument("--claims", type=int, default=memory.CLAIMS, help="claims of S12")
+    parser.add_argument(
+        "--vouchers", type=int, default=pages.LARGE.vouchers, help="many vouchers of S13"
+    )
     given = parser.parse_args()
     given.lines = given.lines.split(",")
     if unknown := [name for name in given.lines if name not in ids]:

@@ -1,0 +1,283 @@
+"""S13: lists, look-ups and redeems on a million vouchers and ten million redemptions.
+
+The rows are written by SQL as the database's owner, past the API, in the likeness of what a year
+leaves behind: campaigns, customers who come back, orders, some roll-backs, some codes that are
+disabled or expired. Then every call is timed over HTTP, one at a time, on few rows and on many.
+"""
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from bench import connections
+from bench.lines import Result, over
+from bench.product import Product, ProductFault, running
+
+AT_MOST = 2.0
+# Calls of one kind: the median does not feel a hiccup, and the first ones warm caches.
+CALLS = 60
+WARM_UP_CALLS = 10
+CAMPAIGNS = 20
+# A voucher in so many is in a campaign.
+IN_CAMPAIGN = 10
+# One in so many is the exception that a filter looks for.
+RARE = 200
+# Redemptions of one customer; an order has one.
+A_CUSTOMER = 50
+FIRST_AT_S = 1_735_689_600
+APART_S = 3
+# Of sorting a large index; the machine runs nothing else meanwhile.
+FILL_MEMORY = "1GB"
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """How many there are of each; they are numbered from 1."""
+
+    vouchers: int
+    redemptions: int
+
+
+NONE = Rows(0, 0)
+SMALL = Rows(10_000, 100_000)
+LARGE = Rows(1_000_000, 10_000_000)
+
+# Ids sort as time does: 48 bits of milliseconds, as in every id of the product.
+HELPERS = f"""
+CREATE FUNCTION vf.bench_at(n bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE
+    AS $$ SELECT to_timestamp({FIRST_AT_S} + n * {APART_S}) $$;
+CREATE FUNCTION vf.bench_id(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE
+    AS $$ SELECT encode(substring(int8send(({FIRST_AT_S} + n * {APART_S}) * 1000) FROM 3)
+                        || decode('70008000000000000000', 'hex'), 'hex')::uuid $$;
+"""
+VOUCHERS = f"""
+INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, status, discount_type,
+       discount_bp, max_redemptions, expires_at, direct_count, next_number, created_at)
+SELECT $1, vf.bench_id(n), 'FILL' || n, 'FILL' || n,
+       CASE WHEN n % {IN_CAMPAIGN} = 0 THEN ($4::uuid[])[n / {IN_CAMPAIGN} % {CAMPAIGNS} + 1] END,
+       CASE WHEN n % {RARE} = 7 THEN 'disabled' ELSE 'active' END, 'PERCENT', 1000, 1000,
+       CASE WHEN n % {RARE} = 9 THEN now() - interval '1 day' END, 0, 1, vf.bench_at(n)
+  FROM generate_series($2::bigint + 1, $3::bigint) n
+"""
+REDEMPTIONS = f"""
+INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, campaign_id,
+       idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor,
+       remaining, status, redeemed_at, rolled_back_at)
+SELECT $1, vf.bench_id(v), (n - $2 - 1) / ($6 - $5) + 1, vf.bench_id(n), vf.bench_id(v),
+       CASE WHEN v % {IN_CAMPAIGN} = 0 THEN ($4::uuid[])[v / {IN_CAMPAIGN} % {CAMPAIGNS} + 1] END,
+       'fill-' || lpad(n::text, 9, '0'), decode(md5(n::text), 'hex'),
+       'fill-' || n * 7919 % ($3 / {A_CUSTOMER}), 'order-' || n, 8999, 900, 0,
+       CASE WHEN n % {RARE} = 3 THEN 'rolled_back' ELSE 'redeemed' END, vf.bench_at(n),
+       CASE WHEN n % {RARE} = 3 THEN vf.bench_at(n) END
+  FROM generate_series($2::bigint + 1, $3::bigint) n
+ CROSS JOIN LATERAL (VALUES ($5::bigint + (n - $2 - 1) % ($6::bigint - $5) + 1)) k (v)
+"""
+COUNTS = """
+UPDATE vf.vouchers v SET direct_count = c.live, next_number = c.top + 1
+  FROM (SELECT voucher_id, count(*) FILTER (WHERE status = 'redeemed') AS live, max(seq) AS top
+          FROM vf.redemptions WHERE project_id = $1 AND redeemed_at > vf.bench_at($2)
+         GROUP BY 1) c
+ WHERE v.project_id = $1 AND v.id = c.voucher_id
+"""
+CAMPAIGN_COUNTS = """
+UPDATE vf.campaigns k SET direct_count = c.live
+  FROM (SELECT campaign_id, count(*) AS live FROM vf.redemptions
+         WHERE project_id = $1 AND status = 'redeemed' AND campaign_id IS NOT NULL GROUP BY 1) c
+ WHERE k.project_id = $1 AND k.id = c.campaign_id
+"""
+INDEXES = """
+SELECT i.indexrelid::regclass::text AS name, pg_get_indexdef(i.indexrelid) AS definition
+  FROM pg_index i
+ WHERE i.indrelid = ANY(ARRAY['vf.redemptions', 'vf.vouchers']::regclass[])
+   AND NOT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conindid = i.indexrelid)
+"""
+
+
+async def fill(dsn: str, project: UUID, campaigns: list[UUID], have: Rows, want: Rows) -> None:
+    """Add rows up to `want`. Indexes that no constraint needs are made anew afterwards."""
+    raw = await asyncpg.connect(dsn)
+    try:
+        if have == NONE:
+            await raw.execute(HELPERS)
+        # Foreign keys hold by construction; ten million look-ups of them would take an hour.
+        await raw.execute("SET session_replication_role = replica; SET synchronous_commit = off")
+        await raw.execute(f"SET maintenance_work_mem = '{FILL_MEMORY}'; SET work_mem = '256MB'")
+        indexes = await raw.fetch(INDEXES)
+        for index in indexes:
+            await raw.execute(f"DROP INDEX {index['name']}")
+        await raw.execute(VOUCHERS, project, have.vouchers, want.vouchers, campaigns)
+        await raw.execute(
+            REDEMPTIONS, project, have.redemptions, want.redemptions, campaigns,
+            have.vouchers, want.vouchers,
+        )  # fmt: skip
+        await raw.execute(COUNTS, project, have.redemptions)
+        await raw.execute(CAMPAIGN_COUNTS, project)
+        for index in indexes:
+            await raw.execute(index["definition"])
+        # What autovacuum has done by the time anybody looks.
+        for table in ("redemptions", "vouchers", "campaigns"):
+            await raw.execute(f"VACUUM (ANALYZE) vf.{table}")
+        await raw.execute("CHECKPOINT")
+    finally:
+        await raw.close()
+
+
+def public_id(prefix: str, number: int) -> str:
+    """Return the id of a filled row as the API writes it."""
+    left = ((FIRST_AT_S + number * APART_S) * 1000) << 80 | 0x7000_8000_0000_0000_0000
+    digits = ""
+    for _ in range(26):
+        left, digit = divmod(left, 32)
+        digits = CROCKFORD[digit] + digits
+    return f"{prefix}_{digits}"
+
+
+def uuid_of(public: str) -> UUID:
+    """Read an id of the API."""
+    value = 0
+    for letter in public.partition("_")[2]:
+        value = value * 32 + CROCKFORD.index(letter)
+    return UUID(int=value)
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One kind of call: its path, and a body where it writes. `is_told`: no bound is asked."""
+
+    name: str
+    path: Callable[[], str]
+    body: Callable[[], str] | None = None
+    is_told: bool = False
+
+
+def calls_of(rows: Rows, campaign: str) -> list[Call]:
+    """Return what is timed on so many rows."""
+
+    def voucher() -> str:
+        # Neither disabled nor expired, whichever it is.
+        return f"FILL{random.randrange(rows.vouchers // RARE) * RARE + 11}"
+
+    def page(name: str, query: str) -> Call:
+        return Call(f"{name}?{query}", lambda: f"/v1/{name}?{query}")
+
+    def after(name: str, place: str, prefix: str, number: int) -> Call:
+        path = f"/v1/{name}?starting_after={public_id(prefix, number)}"
+        return Call(f"{name}, {place} page", lambda: path)
+
+    def buyer() -> str:
+        return f'{{"customer_id":"new-{random.randrange(10**12)}","order_value":89.99}}'
+
+    middle_voucher, middle = rows.vouchers // 2, rows.redemptions // 2
+    in_campaign = f"campaign_id={campaign}"
+    return [
+        Call("vouchers, first page", lambda: "/v1/vouchers"),
+        after("vouchers", "middle", "vch", middle_voucher),
+        after("vouchers", "last", "vch", 21),
+        Call("vouchers of a campaign", lambda: f"/v1/vouchers?{in_campaign}"),
+        page("vouchers", "status=active"),
+        page("vouchers", "status=disabled"),
+        page("vouchers", "status=expired"),
+        Call("voucher by code", lambda: f"/v1/vouchers/{voucher()}"),
+        Call("redemptions, first page", lambda: "/v1/redemptions"),
+        after("redemptions", "middle", "rdm", middle),
+        after("redemptions", "last", "rdm", 21),
+        Call("redemptions of a code", lambda: f"/v1/redemptions?code={voucher()}"),
+        Call("redemptions of a campaign", lambda: f"/v1/redemptions?{in_campaign}"),
+        Call(
+            "rolled back redemptions of a campaign",
+            lambda: f"/v1/redemptions?{in_campaign}&status=rolled_back",
+        ),
+        page("redemptions", "status=rolled_back"),
+        page("redemptions", "from=2025-01-02&to=2025-01-02"),
+        Call(
+            "redemptions of a customer",
+            lambda: (
+                f"/v1/redemptions?customer_id=fill-"
+                f"{random.randrange(rows.redemptions // A_CUSTOMER)}"
+            ),
+        ),
+        Call(
+            "redemptions of an order",
+            lambda: f"/v1/redemptions?order_id=order-{random.randint(1, rows.redemptions)}",
+        ),
+        Call(
+            "redemption by id",
+            lambda: f"/v1/redemptions/{public_id('rdm', random.randint(1, rows.redemptions))}",
+        ),
+        Call("validate", lambda: f"/v1/vouchers/{voucher()}/validate", buyer),
+        Call("redeem", lambda: f"/v1/vouchers/{voucher()}/redeem", buyer),
+        Call("analytics overview", lambda: "/v1/analytics/overview", is_told=True),
+    ]
+
+
+async def timed(product: Product, call: Call) -> float:
+    """Return the median of a call's time, in milliseconds. Raises: ProductFault unless 200."""
+    target = connections.Target.of(product.url)
+    connection = connections.Connection(target)
+    took_s = []
+    try:
+        for number in range(WARM_UP_CALLS + CALLS):
+            body = call.body().encode() if call.body else b""
+            data = connections.request(
+                target, "POST" if body else "GET", call.path(), product.token, body
+            )
+            started_s = time.perf_counter()
+            answer = await connection.send(data)
+            if number >= WARM_UP_CALLS:
+                took_s.append(time.perf_counter() - started_s)
+            if answer.status != 200:
+                raise ProductFault(f"{call.name}: {answer.status} {answer.body[:300]!r}")
+    finally:
+        connection.close()
+    return 1_000 * statistics.median(took_s)
+
+
+def measure(small: Rows = SMALL, large: Rows = LARGE) -> list[Result]:
+    """Return S13, a result for each kind of call. Takes minutes and about 8 GB of disk."""
+    with running() as product:
+        assert product.data_dir is not None
+        project = uuid_of(json.loads((product.data_dir / "demo.json").read_text())["project_id"])
+        campaigns = [_campaign(product, number) for number in range(CAMPAIGNS)]
+        times: list[dict[str, float]] = []
+        have = NONE
+        for want in (small, large):
+            started_s = time.monotonic()
+            dsn: Any = product.servers()["database_url"]
+            asyncio.run(fill(dsn, project, [uuid_of(one) for one in campaigns], have, want))
+            print(
+                f"{want.vouchers:,} vouchers and {want.redemptions:,} redemptions "
+                f"in {time.monotonic() - started_s:.0f} s",
+                flush=True,
+            )
+            times.append({})
+            for call in calls_of(want, campaigns[0]):
+                times[-1][call.name] = asyncio.run(timed(product, call))
+                print(f"{times[-1][call.name]:9.2f} ms  {call.name}", flush=True)
+            have = want
+    few, many = times
+    return [
+        over(
+            [many[call.name] / few[call.name]],
+            id="S13",
+            says=call.name,
+            at_most=None if call.is_told else AT_MOST,
+            figures={"few_ms": few[call.name], "many_ms": many[call.name]},
+        )
+        for call in calls_of(small, campaigns[0])
+    ]
+
+
+def _campaign(product: Product, number: int) -> str:
+    answer = product.must(
+        "POST",
+        "/v1/campaigns",
+        {"name": f"Year {number}", "type": "DISCOUNT", "rules": {"discount_value": 10}},
+    )
+    return str(answer["id"])
