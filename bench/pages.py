@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -36,6 +37,7 @@ FIRST_AT_S = 1_735_689_600
 APART_S = 3
 # Of sorting a large index; the machine runs nothing else meanwhile.
 FILL_MEMORY = "1GB"
+STATEMENTS = Path(__file__).with_suffix(".sql")
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -50,76 +52,33 @@ NONE = Rows(0, 0)
 SMALL = Rows(10_000, 100_000)
 LARGE = Rows(1_000_000, 10_000_000)
 
-# Ids sort as time does: 48 bits of milliseconds, as in every id of the product.
-HELPERS = f"""
-CREATE FUNCTION vf.bench_at(n bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE
-    AS $$ SELECT to_timestamp({FIRST_AT_S} + n * {APART_S}) $$;
-CREATE FUNCTION vf.bench_id(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE
-    AS $$ SELECT encode(substring(int8send(({FIRST_AT_S} + n * {APART_S}) * 1000) FROM 3)
-                        || decode('70008000000000000000', 'hex'), 'hex')::uuid $$;
-"""
-VOUCHERS = f"""
-INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, status, discount_type,
-       discount_bp, max_redemptions, expires_at, direct_count, next_number, created_at)
-SELECT $1, vf.bench_id(n), 'FILL' || n, 'FILL' || n,
-       CASE WHEN n % {IN_CAMPAIGN} = 0 THEN ($4::uuid[])[n / {IN_CAMPAIGN} % {CAMPAIGNS} + 1] END,
-       CASE WHEN n % {RARE} = 7 THEN 'disabled' ELSE 'active' END, 'PERCENT', 1000, 1000,
-       CASE WHEN n % {RARE} = 9 THEN now() - interval '1 day' END, 0, 1, vf.bench_at(n)
-  FROM generate_series($2::bigint + 1, $3::bigint) n
-"""
-REDEMPTIONS = f"""
-INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, campaign_id,
-       idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor,
-       remaining, status, redeemed_at, rolled_back_at)
-SELECT $1, vf.bench_id(v), (n - $2 - 1) / ($6 - $5) + 1, vf.bench_id(n), vf.bench_id(v),
-       CASE WHEN v % {IN_CAMPAIGN} = 0 THEN ($4::uuid[])[v / {IN_CAMPAIGN} % {CAMPAIGNS} + 1] END,
-       'fill-' || lpad(n::text, 9, '0'), decode(md5(n::text), 'hex'),
-       'fill-' || n * 7919 % ($3 / {A_CUSTOMER}), 'order-' || n, 8999, 900, 0,
-       CASE WHEN n % {RARE} = 3 THEN 'rolled_back' ELSE 'redeemed' END, vf.bench_at(n),
-       CASE WHEN n % {RARE} = 3 THEN vf.bench_at(n) END
-  FROM generate_series($2::bigint + 1, $3::bigint) n
- CROSS JOIN LATERAL (VALUES ($5::bigint + (n - $2 - 1) % ($6::bigint - $5) + 1)) k (v)
-"""
-COUNTS = """
-UPDATE vf.vouchers v SET direct_count = c.live, next_number = c.top + 1
-  FROM (SELECT voucher_id, count(*) FILTER (WHERE status = 'redeemed') AS live, max(seq) AS top
-          FROM vf.redemptions WHERE project_id = $1 AND redeemed_at > vf.bench_at($2)
-         GROUP BY 1) c
- WHERE v.project_id = $1 AND v.id = c.voucher_id
-"""
-CAMPAIGN_COUNTS = """
-UPDATE vf.campaigns k SET direct_count = c.live
-  FROM (SELECT campaign_id, count(*) AS live FROM vf.redemptions
-         WHERE project_id = $1 AND status = 'redeemed' AND campaign_id IS NOT NULL GROUP BY 1) c
- WHERE k.project_id = $1 AND k.id = c.campaign_id
-"""
-INDEXES = """
-SELECT i.indexrelid::regclass::text AS name, pg_get_indexdef(i.indexrelid) AS definition
-  FROM pg_index i
- WHERE i.indrelid = ANY(ARRAY['vf.redemptions', 'vf.vouchers']::regclass[])
-   AND NOT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conindid = i.indexrelid)
-"""
+
+def statements() -> dict[str, str]:
+    """Return the statements of `pages.sql` by name."""
+    _, *named = STATEMENTS.read_text().split("-- name: ")
+    return {
+        name: text.format_map(globals()) for name, _, text in (one.partition("\n") for one in named)
+    }
 
 
 async def fill(dsn: str, project: UUID, campaigns: list[UUID], have: Rows, want: Rows) -> None:
     """Add rows up to `want`. Indexes that no constraint needs are made anew afterwards."""
+    sql = statements()
     raw = await asyncpg.connect(dsn)
     try:
         if have == NONE:
-            await raw.execute(HELPERS)
+            await raw.execute(sql["helpers"])
         # Foreign keys hold by construction; ten million look-ups of them would take an hour.
         await raw.execute("SET session_replication_role = replica; SET synchronous_commit = off")
         await raw.execute(f"SET maintenance_work_mem = '{FILL_MEMORY}'; SET work_mem = '256MB'")
-        indexes = await raw.fetch(INDEXES)
+        indexes = await raw.fetch(sql["indexes"])
         for index in indexes:
-            await raw.execute(f"DROP INDEX {index['name']}")
-        await raw.execute(VOUCHERS, project, have.vouchers, want.vouchers, campaigns)
-        await raw.execute(
-            REDEMPTIONS, project, have.redemptions, want.redemptions, campaigns,
-            have.vouchers, want.vouchers,
-        )  # fmt: skip
-        await raw.execute(COUNTS, project, have.redemptions)
-        await raw.execute(CAMPAIGN_COUNTS, project)
+            await raw.execute(sql["drop"].replace("$1", index["name"]))
+        await raw.execute(sql["vouchers"], project, have.vouchers, want.vouchers, campaigns)
+        many = (have.redemptions, want.redemptions, campaigns, have.vouchers, want.vouchers)
+        await raw.execute(sql["redemptions"], project, *many)
+        await raw.execute(sql["counts"], project, have.redemptions)
+        await raw.execute(sql["campaign_counts"], project)
         for index in indexes:
             await raw.execute(index["definition"])
         # What autovacuum has done by the time anybody looks.
