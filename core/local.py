@@ -23,7 +23,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -88,6 +88,8 @@ POSTGRES_OPTIONS_OF_TESTS = {
     "max_wal_size": "512MB",
     "min_wal_size": "80MB",
 }
+# Nothing of ours: a locale or a library path must not change what a server does.
+PLAIN_ENVIRON = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 VALKEY_OPTIONS = {
     "port": "0",
     "unixsocketperm": "700",
@@ -115,15 +117,18 @@ class Servers:
         postgres: bool = True,
         valkey: bool = True,
         fast_for_tests: bool = False,
+        environ: Mapping[str, dict[str, str]] | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         """Name the servers; nothing is started yet.
 
         `fast_for_tests` gives up PostgreSQL's durability and must not be used to serve.
+        `environ`: by a server's name, what its environment has beside the usual.
         """
         self._data_dir = data_dir.absolute()
         self._wants = {"postgres": postgres, "valkey": valkey}
         self._fast_for_tests = fast_for_tests
+        self._environ = environ or {}
         self._progress = progress or (lambda line: None)
         self._account: Account | None = None
         self._socket_dir: Path | None = None
@@ -253,7 +258,7 @@ class Servers:
             text=True,
             cwd="/",
             timeout=START_TIMEOUT_S,
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            env=PLAIN_ENVIRON,
             **dropped(self._account),
         )
         if done.returncode != 0:
@@ -286,7 +291,7 @@ class Servers:
                 stop_signal=signal.SIGINT,
                 account=self._account,
                 log=log,
-                environ={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                environ=PLAIN_ENVIRON | self._environ.get("postgres", {}),
             )
         self.processes["postgres"] = process
         self._wait_until(process, lambda: _postmaster_is_ready(data, process.pid))
@@ -351,7 +356,7 @@ class Servers:
                 command,
                 account=self._account,
                 log=log,
-                environ={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                environ=PLAIN_ENVIRON | self._environ.get("valkey", {}),
             )
         self.processes["valkey"] = process
         self._wait_until(process, lambda: _valkey_is_ready(path))
