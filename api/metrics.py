@@ -1,10 +1,12 @@
-"""Counters for Prometheus. No label carries a tenant, a code or a key.
+"""Counters and gauges for Prometheus. No label carries a tenant, a code or a key.
 
 With several workers each writes its own files in PROMETHEUS_MULTIPROC_DIR (set before this module
 is imported, by `api.__main__`), and whichever worker is asked sums them.
 """
 
+import asyncio
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from litestar import Request, get
@@ -19,8 +21,15 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from api.lifespan import Services
+from core import verifications
+from core.errors import Fault
+
 # From an idle process (1 ms) to the statement timeout (5 s).
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+# A scraper gives up after ten seconds; the counters must not wait for a PostgreSQL that is away.
+GAUGES_S_MAX: Final = 0.25
 
 _REQUESTS: Final = Counter("vauchflow_requests_total", "Answered requests.", ["route", "status"])
 _ELAPSED: Final = Histogram(
@@ -64,10 +73,46 @@ def text() -> bytes:
     return generate_latest(registry)
 
 
+def gauges(found: Sequence[verifications.Verification]) -> bytes:
+    """Return what the last look at the books found, in Prometheus' text form."""
+    lines = []
+    for name, what, values in (
+        (
+            "vauchflow_invariant_violations",
+            "What breaks an invariant of the books, as of the last look; 0 is the only good value.",
+            [f"{one.violations}" for one in found],
+        ),
+        (
+            "vauchflow_invariant_checked_timestamp_seconds",
+            "When the invariant was last looked at.",
+            [f"{one.checked_at_s:.3f}" for one in found],
+        ),
+    ):
+        lines += [f"# HELP {name} {what}", f"# TYPE {name} gauge"]
+        lines += [
+            f'{name}{{invariant="{one.invariant}"}} {value}'
+            for one, value in zip(found, values, strict=True)
+        ]
+    return "\n".join([*lines, ""]).encode()
+
+
+async def _found(services: Services) -> list[verifications.Verification]:
+    """Return what the last look found; empty while PostgreSQL is away, so that counters go on."""
+    try:
+        async with (
+            asyncio.timeout(GAUGES_S_MAX),
+            services.database.connection(reads_only=True) as conn,
+        ):
+            return await verifications.latest(conn)
+    except (TimeoutError, Fault):
+        return []
+
+
 @get("/metrics", operation_id="metrics")
 async def show(request: Request) -> Response[bytes]:  # type: ignore[type-arg]
-    """Return the counters of all workers."""
-    return Response(text(), media_type=CONTENT_TYPE_LATEST)
+    """Return the counters of all workers, and a gauge an invariant of the books."""
+    found = await _found(request.app.state.services)
+    return Response(text() + gauges(found), media_type=CONTENT_TYPE_LATEST)
 
 
 ROUTES: Final = [show]

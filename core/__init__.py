@@ -7,10 +7,11 @@ commands and processes
   supervisor      `up`: starts everything on one machine and keeps it running
   reconciler      the write-behind of fast sales: Redis's stream into the ledger, and settling
   worker          the clock's hand: opens, closes, grows and re-arms sales; tidies up
+  doctor          says whether this set-up can keep the promise
+  verifications   looks at the books again and again, for /metrics
   verify          proves the books
   verify_redis      … against Redis
   verify_history    … against what clients were told
-  doctor          says whether this set-up can keep the promise
   demo            the demo project of a first start
   local           the embedded PostgreSQL and Valkey
 

@@ -32,7 +32,9 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str
 
 
-class _Counts(msgspec.Struct, frozen=True, kw_only=True):
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """A project as its counters have it. `redemptions_total` and `sale_wins` are live ones."""
+
     active_campaigns: int
     active_vouchers: int
     redemptions_total: int
@@ -53,9 +55,9 @@ async def overview(conn: db.Connection, caller: Caller) -> Overview:
 
     Redemptions that were rolled back count nowhere.
     """
-    counts = await db.one(conn, "analytics.counts", _Counts, project_id=caller.project_id)
+    counts = await counts_of(conn, caller.project_id)
     today = await db.one(conn, "analytics.today", _Today, project_id=caller.project_id)
-    assert counts is not None and today is not None
+    assert today is not None
     top_code = await db.one(
         conn, "analytics.top_code", str,
         project_id=caller.project_id, voucher_id=today.top_voucher_id,
@@ -71,3 +73,10 @@ async def overview(conn: db.Connection, caller: Caller) -> Overview:
         currency=caller.currency,
         time_zone=counts.time_zone,
     )
+
+
+async def counts_of(conn: db.Connection, project_id: UUID) -> Counts:
+    """Return a project's counters; the project must be there."""
+    counts = await db.one(conn, "analytics.counts", Counts, project_id=project_id)
+    assert counts is not None
+    return counts

@@ -1,5 +1,7 @@
 """The clock's hand: opens sales at their start, closes them at their end, re-arms, tidies up.
 
+Beside that it keeps looking at the books (`core.verifications`).
+
 Every step is idempotent and conditional in PostgreSQL, so several workers may run; a step that
 fails is tried again at the next look.
 """
@@ -15,6 +17,8 @@ import redis.exceptions
 import structlog
 
 import core.db as db
+from core import verifications
+from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
 from core.settings import Settings
@@ -54,6 +58,7 @@ async def run(settings: Settings) -> None:
     )
     client = redis.asyncio.from_url(settings.redis_url)
     desk = SaleDesk(database, client, settings)
+    books = asyncio.create_task(verifications.keep(settings, database))
     try:
         looks = 0
         while True:
@@ -63,6 +68,7 @@ async def run(settings: Settings) -> None:
             looks += 1
             await asyncio.sleep(LOOK_S)
     finally:
+        await end(books)
         await client.aclose()
         await database.close()
 

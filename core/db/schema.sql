@@ -380,6 +380,14 @@ CREATE TABLE vf.lease_workers (
     PRIMARY KEY (lease_id, worker_id)
 );
 
+-- What the last look at the books found, an invariant a row, over all projects: /metrics shows it.
+CREATE TABLE vf.verifications (
+    invariant   text PRIMARY KEY,
+    violations  bigint NOT NULL CHECK (violations >= 0),
+    elapsed_ms  bigint NOT NULL,
+    checked_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- ---------------------------------------------------------------------------------------------
 -- The wall between projects
 
@@ -414,6 +422,8 @@ GRANT SELECT, INSERT, UPDATE ON vf.projects, vf.accounts, vf.users TO vf_worker;
 REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine FROM vf_app, vf_worker;
 GRANT DELETE ON vf.idempotency_keys TO vf_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON vf.api_workers, vf.lease_workers TO vf_app, vf_worker;
+GRANT SELECT ON vf.verifications TO vf_app;
+GRANT SELECT, INSERT, UPDATE ON vf.verifications TO vf_worker;
 
 -- Functions that must look across projects are owned by vf_definer, which sees these tables and no others.
 CREATE POLICY of_definer ON vf.api_keys TO vf_definer USING (true);

@@ -23,6 +23,7 @@ from core.flash_sales import NewFlashSale
 from core.reconciler import Reconciler
 from core.redemptions import NewRedemption, Redemption
 from core.settings import Settings
+from tests.core.books import Books
 
 
 class House:
@@ -164,3 +165,22 @@ async def house(settings: Settings) -> AsyncIterator[House]:
         yield opened
     finally:
         await opened.close()
+
+
+@pytest.fixture
+async def books(settings: Settings, valkey: redis.asyncio.Redis) -> AsyncIterator[Books]:
+    owner = await asyncpg.connect(settings.database_dsn("owner"))
+    try:
+        shop = Books(owner, valkey)
+        await shop.open_shop()
+        await shop.arm(shop.settled)
+        await shop.claim(shop.settled, 4)
+        await shop.settle(shop.settled)
+        await shop.close(shop.settled, 5)
+        await shop.arm(shop.open)
+        await shop.claim(shop.open, 5)
+        await shop.settle(shop.open)
+        await shop.claim(shop.open, 2)
+        yield shop
+    finally:
+        await owner.close()

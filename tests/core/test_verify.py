@@ -8,14 +8,11 @@ import asyncio
 import json
 import random
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
-import redis.asyncio
 
 from core import ids, verify
 from core.hot import keys, leases
@@ -24,25 +21,6 @@ from tests.core import books as named
 from tests.core.books import DIRECT, FLASH, PROJECT, Books
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def books(settings: Settings, valkey: redis.asyncio.Redis) -> AsyncIterator[Books]:
-    owner = await asyncpg.connect(settings.database_dsn("owner"))
-    try:
-        shop = Books(owner, valkey)
-        await shop.open_shop()
-        await shop.arm(shop.settled)
-        await shop.claim(shop.settled, 4)
-        await shop.settle(shop.settled)
-        await shop.close(shop.settled, 5)
-        await shop.arm(shop.open)
-        await shop.claim(shop.open, 5)
-        await shop.settle(shop.open)
-        await shop.claim(shop.open, 2)
-        yield shop
-    finally:
-        await owner.close()
 
 
 @pytest.fixture(autouse=True)
@@ -95,14 +73,26 @@ TAKEN = (
 
 # What is done to the books, which invariants say so, and the sentence that names it.
 FRAUDS: dict[str, tuple[str, set[str], str]] = {
+    "a row under another project's lease": (
+        "alter table vf.quarantine drop constraint quarantine_lease;"
+        "insert into vf.quarantine (project_id, lease_id, seq, reason, entry)"
+        " values ('{ACCOUNT}', '{settled}', 1, 'planted', '{{}}')",
+        {"I12"},
+        "a row's parent is its own project's: quarantine ",
+    ),
+    "a table without its wall": (
+        "alter table vf.outbox no force row level security",
+        {"I12"},
+        "vf.outbox: row-level security is not enabled and forced",
+    ),
     "a direct redemption counted twice": (
         "update vf.vouchers set direct_count = direct_count + 1 where id = '{DIRECT}'",
-        {"I1"},
+        {"I1", "I13"},
         "a voucher's direct_count is its live direct redemptions: vch_",
     ),
     "a committed redemption lost": (
         "delete from vf.redemptions where lease_id = '{DIRECT}' and seq = 3",
-        {"I1", "I5"},
+        {"I1", "I5", "I13"},
         "should be 4, is 5",
     ),
     "a voucher redeemed beyond its limit": (
@@ -113,17 +103,17 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
     ),
     "units vanished from a voucher": (
         "update vf.vouchers set leased_count = leased_count - 1 where id = '{FLASH}'",
-        {"I1"},
+        {"I1", "I13"},
         "a voucher's leased_count is what its leases hold",
     ),
     "a strict sale's count is off": (
         "update vf.flash_sales set sold_count = 2 where id = '{STRICT_SALE}'",
-        {"I1"},
+        {"I1", "I13"},
         "a sale's sold_count is its live direct redemptions",
     ),
     "units vanished from a sale": (
         "update vf.flash_sales set leased_count = 1 where id = '{SALE}'",
-        {"I1"},
+        {"I1", "I13"},
         "a sale's leased_count is what its leases hold",
     ),
     "a sale sold more than its stock": (
@@ -134,7 +124,7 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
     ),
     "a sale forgot what was burned": (
         "update vf.flash_sales set burned_count = 0 where id = '{SALE}'",
-        {"I1"},
+        {"I1", "I13"},
         "a sale's burned_count is what its leases burned",
     ),
     "a campaign's count is off": (
@@ -168,12 +158,12 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
     ),
     "a lease grew without a grant": (
         "update vf.leases set size = size + 5, open_to = open_to + 5 where id = '{open}'",
-        {"I1"},
+        {"I1", "I13"},
         "a lease's size is its largest grant",
     ),
     "a lease with more rows than units": (
         "update vf.leases set size = 3, open_to = 3 where id = '{open}'",
-        {"I1", "I10"},
+        {"I1", "I10", "I13"},
         "a lease has at most size redemptions",
     ),
     "a number above its grant": (
@@ -239,7 +229,7 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
     ),
     "a settled row of an open lease lost": (
         "delete from vf.redemptions where lease_id = '{open}' and seq = 3",
-        {"I6", "I9"},
+        {"I6", "I9", "I13"},
         "up to accounted every number is a row, a repeated key or quarantined",
     ),
     "burned units nobody counted": (
@@ -270,7 +260,7 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
     ),
     "a row that came past the reconciler": (
         "update vf.lease_progress set inserted_count = 3, read_count = 3 where lease_id = '{open}'",
-        {"I9"},
+        {"I9", "I13"},
         "inserted is the lease's rows",
     ),
     "a win that was refused, and nobody looked why": (

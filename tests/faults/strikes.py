@@ -76,8 +76,6 @@ def cut_power(at: Scene) -> Strike:
     yield
     _lose_power(at)
     yield
-    for shim in shims:
-        shim.watch_writes(False)
 
 
 def cut_power_under_everysec(at: Scene) -> Strike:
@@ -90,13 +88,14 @@ def cut_power_under_everysec(at: Scene) -> Strike:
     time.sleep(0.9)
     _lose_power(at, "valkey")
     yield
-    shim.watch_writes(False)
 
 
 def _lose_power(at: Scene, *names: str) -> None:
     for name in names or ("valkey", "postgres"):
         at.system.kill(name)
         loss = at.system.shims[name].lose_unsynced()
+        # From here on the machine is up again: recovery need not be watched.
+        at.system.shims[name].watch_writes(False)
         at.undone = Loss(at.undone.writes + loss.writes, at.undone.bytes + loss.bytes)
     at.variant = f"{at.undone.writes} writes undone"
     at.pause(RESTART_S)

@@ -24,7 +24,7 @@ SELECT p.time_zone,
               coalesce(sum(f.burned_count), 0)::bigint AS burned
          FROM vf.flash_sales f WHERE f.project_id = p.id) s
  CROSS JOIN LATERAL (
-       SELECT coalesce(sum(k.size - g.accounted), 0)::bigint AS unsold
+       SELECT coalesce(sum(k.size - g.inserted_count), 0)::bigint AS unsold
          FROM vf.leases k
          JOIN vf.lease_progress g ON g.lease_id = k.id AND g.project_id = k.project_id
         WHERE k.project_id = p.id AND k.state <> 'settled') l
@@ -54,7 +54,7 @@ SELECT v.code
         AND l.state <> 'settled'
   LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
  CROSS JOIN LATERAL (
-       SELECT v.direct_count + v.leased_count - coalesce(l.size - p.accounted, 0) AS redeemed) r
+       SELECT v.direct_count + v.leased_count - coalesce(l.size - p.inserted_count, 0) AS redeemed) r
  WHERE v.project_id = @project_id
    AND (v.id = @voucher_id OR @voucher_id::uuid IS NULL AND r.redeemed > 0)
  ORDER BY r.redeemed DESC, v.id DESC

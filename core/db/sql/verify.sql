@@ -297,6 +297,44 @@ SELECT 'I1' AS invariant, k.what, k.project_id,
        k.subject, k.detail, k.expected, k.found, k.offenders
   FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
 
+-- name: strangers :many
+-- Operator: I12, rows whose parent is another project's, whatever key should have forbidden it.
+WITH ledger AS MATERIALIZED (
+    SELECT DISTINCT k.project_id, k.lease_id, k.voucher_id, k.campaign_id, k.sale_id FROM vf.redemptions k
+), child (project_id, prefix, subject, parent, parent_id) AS (
+    SELECT k.project_id, 'vch', k.id, 'campaign', k.campaign_id FROM vf.vouchers k
+    UNION ALL SELECT k.project_id, 'fls', k.id, 'voucher', k.voucher_id FROM vf.flash_sales k
+    UNION ALL SELECT k.project_id, 'lease', k.id, 'sale', k.sale_id FROM vf.leases k
+    UNION ALL SELECT k.project_id, 'lease', k.id, 'voucher', k.voucher_id FROM vf.leases k
+    UNION ALL SELECT k.project_id, 'grant', k.lease_id, 'lease', k.lease_id FROM vf.lease_grants k
+    UNION ALL SELECT k.project_id, 'progress', k.lease_id, 'lease', k.lease_id FROM vf.lease_progress k
+    UNION ALL SELECT k.project_id, 'quarantine', k.lease_id, 'lease', k.lease_id FROM vf.quarantine k
+    UNION ALL SELECT DISTINCT k.project_id, 'count', k.scope_id, 'voucher', k.scope_id FROM vf.customer_counts k
+    UNION ALL SELECT DISTINCT k.project_id, 'count', k.scope_id, 'campaign', k.scope_id FROM vf.customer_counts k
+    UNION ALL SELECT k.project_id, 'redemptions', k.lease_id, 'voucher', k.voucher_id FROM ledger k
+    UNION ALL SELECT k.project_id, 'redemptions', k.lease_id, 'campaign', k.campaign_id FROM ledger k
+    UNION ALL SELECT k.project_id, 'redemptions', k.lease_id, 'sale', k.sale_id FROM ledger k
+    UNION ALL SELECT k.project_id, 'redemptions', k.lease_id, 'lease', k.lease_id FROM ledger k
+), owner (parent, id, project_id) AS (
+    SELECT 'voucher', k.id, k.project_id FROM vf.vouchers k
+    UNION ALL SELECT 'campaign', k.id, k.project_id FROM vf.campaigns k
+    UNION ALL SELECT 'sale', k.id, k.project_id FROM vf.flash_sales k
+    UNION ALL SELECT 'lease', k.id, k.project_id FROM vf.leases k
+)
+SELECT 'I12' AS invariant, 'a row''s parent is its own project''s' AS what, c.project_id, c.prefix, c.subject,
+       c.parent || ' of another project' AS detail, 0::bigint AS expected, 1::bigint AS found,
+       count(*) OVER () AS offenders
+  FROM child c JOIN owner o ON o.parent = c.parent AND o.id = c.parent_id AND o.project_id <> c.project_id
+ WHERE @project::uuid IS NULL OR c.project_id = @project
+ ORDER BY c.prefix, c.subject, c.parent LIMIT @rows_max::bigint;
+
+-- name: live_of_projects :many
+-- Operator: I13, what the ledger itself says of the projects that redeemed most.
+SELECT k.project_id, count(*) AS live_count, count(*) FILTER (WHERE k.sale_id IS NOT NULL) AS sale_count
+  FROM vf.redemptions k
+ WHERE k.status = 'redeemed' AND (@project::uuid IS NULL OR k.project_id = @project)
+ GROUP BY k.project_id ORDER BY count(*) DESC, k.project_id LIMIT @projects_max::bigint;
+
 -- name: quarantine :many
 -- Operator: why wins were refused by the ledger, and how many of each kind.
 SELECT k.lease_id, k.reason, count(*) AS entries, min(k.seq) AS seq_min, max(k.seq) AS seq_max
