@@ -220,7 +220,7 @@ async def test_an_owner_without_superuser_can_migrate_a_managed_database(
     await raw.close()
     url = strict_servers.database_url.replace("postgres@/vauchflow", "deploy@/managed")
     settings = settings_on(url, "", data_dir)
-    assert await migrate.migrate(settings) == [path.stem for path in MIGRATIONS_DIR.glob("*.sql")]
+    assert await migrate.migrate(settings) == sorted(p.stem for p in MIGRATIONS_DIR.glob("*.sql"))
     database = await db.Database.open(settings.database_dsn("app"), size_max=1)
     async with database.connection(reads_only=True) as conn:
         assert await audit.findings(conn) == []
