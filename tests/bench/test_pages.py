@@ -48,7 +48,7 @@ async def filled(settings: Settings) -> dict[str, object]:
                 "SELECT count(*) AS redemptions, count(DISTINCT voucher_id) AS vouchers, "
                 "count(DISTINCT customer_id) AS customers, "
                 "count(*) FILTER (WHERE status = 'rolled_back') AS rolled_back, "
-                "min(id) AS first, max(id) AS last, "
+                "min(id::text) AS first, max(id::text) AS last, "
                 "(SELECT sum(direct_count) FROM vf.vouchers) AS live, "
                 "(SELECT sum(direct_count) FROM vf.campaigns) AS in_campaigns, "
                 "count(*) FILTER (WHERE campaign_id IS NOT NULL AND status = 'redeemed') "
