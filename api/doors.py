@@ -4,19 +4,21 @@ They are answered before Litestar, from the parts this file opens and closes: th
 the claim backend and what this worker knows of live leases. One `Redeemer` serves both.
 """
 
-import re
+import asyncio
+import secrets
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final
+from uuid import UUID
 
 import redis.asyncio
 import structlog
 from msgspec import json
 
-from api import bodies
+from api import bodies, metrics
 from api.auth import caller_of, require_secret
 from api.errors import Answer
-from api.front import JSON
+from api.front import JSON, JSON_PAIR, PROBLEM_PAIR, PROCESS_LENGTH, STRICT_PAIRS
 from api.idempotency import key_of
 from api.lifespan import HotCall, Services
 from core import ids, redemptions
@@ -27,12 +29,14 @@ from core.errors import NotFound, Refusal
 from core.flash_sales import SaleDesk
 from core.hot import ClaimBackend
 from core.hot.redis_py import RedisPyBackend
-from core.hot.rust import RustBackend
-from core.live_leases import LeaseKeeper
-from core.redeemer import PlainRedeem, Redeemer
+from core.hot.rust import Call, Door, RustBackend
+from core.live_leases import LeaseKeeper, LiveLease
+from core.plain_redeems import PlainRedeems
+from core.redeemer import CLAIM_WAIT_MS, Redeemer
 from core.redemptions import NewRedemption, Redemption, TermsCache
+from core.rules import codes
 from core.seats import Seat
-from core.shared_commits import FLIGHTS_MAX, SharedCommits
+from core.shared_commits import FLIGHTS_MAX, QUEUE_MAX, SharedCommits
 
 # A redeem statement takes milliseconds; one that took two seconds is resolved by asking again.
 COMMIT_TIMEOUT: Final = timedelta(seconds=2)
@@ -40,9 +44,14 @@ COMMIT_TIMEOUT: Final = timedelta(seconds=2)
 REDIS_CONNECTIONS_MAX: Final = 32
 REDIS_TIMEOUT_S: Final = 2.0
 
+# How late a counter may be that the compiled doors keep: less than any scrape's interval.
+FLUSH_S: Final = 1.0
+
 _OK: Final = [JSON]
-# A key that means itself: no quotes around it, nothing to strip.
-_PLAIN_KEY: Final = re.compile(rb"[!#-~]{1,255}")
+# After these PostgreSQL's answer to a plain redeem, the general way has to find out anew.
+_ENDS_PLAIN: Final = frozenset({"repriced", "rerouted", "sold_out", "limit_reached", "no_sale"})
+# Stands for a request's id in a text that is cut around it.
+_SOME_ID: Final = "<request id>"
 # A sale is claimed by one address, again and again.
 _parsed_id = lru_cache(maxsize=4_096)(ids.parse_id)
 _encode = json.Encoder().encode
@@ -62,6 +71,9 @@ class Doors:
         self._keeper: LeaseKeeper
         self._crowds: Crowds
         self._redeemer: Redeemer
+        self._door: Door
+        self._plain: PlainRedeems
+        self._flushing: asyncio.TimerHandle
         self.redis: redis.asyncio.Redis
         self.desk: SaleDesk
 
@@ -99,10 +111,34 @@ class Doors:
             desk=self.desk,
             crowds=self._crowds,
         )
+        self._door = Door(
+            self._services.keys.known,
+            "".join(secrets.choice(ids.ALPHABET) for _ in range(PROCESS_LENGTH)),
+            [*STRICT_PAIRS, JSON_PAIR],
+            [*STRICT_PAIRS, PROBLEM_PAIR],
+            QUEUE_MAX,
+            CLAIM_WAIT_MS,
+        )
+        self._plain = PlainRedeems(
+            self._door,
+            commits=self._commits,
+            terms=terms,
+            backend=self._backend,
+            crowds=self._crowds,
+            sold_out=self._around_id(redemptions.refusal("sold_out")),
+        )
+        self._flush_soon()
         await self._keeper.start()
+
+    def _around_id(self, refusal: Refusal) -> tuple[bytes, bytes]:
+        """Return a refusal's text before and after the request's id."""
+        text = self._services.problems.of_refusal(refusal, _SOME_ID).body
+        head, tail = text.split(_SOME_ID.encode())
+        return head, tail
 
     async def stop(self) -> None:
         """Answer what is queued, then close in reverse."""
+        self._flushing.cancel()
         await self._commits.drain()
         await self._crowds.stop()
         await self._keeper.stop()
@@ -111,82 +147,67 @@ class Doors:
         await self.redis.aclose()
         await self._commit_database.close()
 
-    async def plainly(
-        self, route: str, call: HotCall, protocol: Any, sent: Any
-    ) -> Answer | bool | None:
-        """Try the way that nearly every redeem can go: without an object but its answer.
+    def begin(self, scope: Any) -> Call | None:
+        """Take a request that can go the plain way, which nearly all can; see `Door`."""
+        return self._door.begin(scope)
 
-        True: the answer was sent, with the headers `sent`. An Answer is to be sent. None: the
-        request must go the general way, and nothing was decided.
+    async def after_plain(self, call: HotCall, told: Any) -> Answer | None:
+        """Word what a request that was taken is told other than a win.
+
+        None: nothing was decided, and it must go through `redeem` or `claim`.
         """
-        asker = self._plain_asker(call)
-        if asker is None:
-            return None
-        caller, key = asker
-        sale_id = _parsed_id("fls", call.name) if route == "claim" else None
-        if route == "claim" and sale_id is None:
-            return None
+        caller, new, key = await self._read(call)
+        subject, decided = told
+        if isinstance(subject, LiveLease):
+            return self._answer(
+                await self._redeemer.after_claim(caller, subject, new, key, decided), call
+            )
+        if decided.outcome in _ENDS_PLAIN:
+            self._plain.forget(subject.voucher_id)
+        answered = await self._redeemer.after_redeem(caller, subject, new, decided)
+        return None if answered is None else self._answer(answered, call)
+
+    async def redeem(self, call: HotCall) -> Answer:
+        """Answer POST /v1/vouchers/{code}/redeem."""
+        caller, new, key = await self._read(call)
+        answered = await self._redeemer.redeem(caller, call.name, new, key)
+        self._learn(call, caller, None)
+        return self._answer(answered, call)
+
+    async def claim(self, call: HotCall) -> Answer:
+        """Answer POST /v1/flash-sales/{id}/claim."""
+        caller, new, key = await self._read(call)
+        sale_id = _parsed_id("fls", call.name)
+        if sale_id is None:
+            raise NotFound("There is no flash sale with this id.")
+        answered = await self._redeemer.claim(caller, sale_id, new, key)
+        self._learn(call, caller, sale_id)
+        return self._answer(answered, call)
+
+    def _learn(self, call: HotCall, caller: Caller, sale_id: UUID | None) -> None:
+        """Teach the compiled doors what this request has found out."""
+        scheme, token = (call.authorization or b"")[:7], (call.authorization or b"")[7:]
+        if scheme != b"Bearer " or self._door.knows(call.path, token):
+            return
         live = (
             self._redeemer.live_of_sale(caller, sale_id)
             if sale_id is not None
             else self._redeemer.live_of_code(caller, call.name)
         )
         if live is not None:
-            told = self._redeemer.claim_plainly(caller, live, call.raw, key, protocol, sent)
-            if told is None:
-                return None
-            raw = await told
-            if raw is None:
-                return True
-            new = bodies.decode(call.raw, NewRedemption)
-            answered = await self._redeemer.after_plain(caller, live, new, key, raw)
-            return self._answer(answered, call)
-        plain = self._redeemer.redeem_plainly(
-            caller, code=call.name, sale_id=sale_id, body=call.raw, key=key
-        )
-        return None if plain is None else await self._plain_answer(caller, plain, call)
+            self._plain.learn_claims(call.path, token, caller, live)
+        else:
+            norm = codes.normalise(call.name) if sale_id is None else None
+            self._plain.learn_redeems(call.path, token, caller, norm, sale_id)
 
-    def _plain_asker(self, call: HotCall) -> tuple[Caller, str | None] | None:
-        authorization, key = call.authorization, call.idempotency_key
-        if authorization is None or authorization[:7] != b"Bearer ":
-            return None
-        caller = self._services.keys.peek(authorization[7:])
-        if (
-            caller is None
-            or not caller.is_secret
-            or call.content_type != b"application/json"
-            or (key is not None and not _PLAIN_KEY.fullmatch(key))
-        ):
-            return None
-        return caller, key.decode() if key is not None else None
+    def flush_metrics(self) -> None:
+        """Count what the doors answered by themselves since the last time."""
+        for route, won, refused, buckets, sum_us in self._door.tallied():
+            metrics.add(route, {200: won, 409: refused}, buckets, sum_us / 1e6)
 
-    async def _plain_answer(
-        self, caller: Caller, plain: PlainRedeem, call: HotCall
-    ) -> Answer | None:
-        decision = await plain.future
-        if decision.outcome == "redeemed":
-            assert decision.id is not None and decision.seq is not None
-            assert decision.redeemed_at is not None
-            at_ms = redemptions.ms_of(decision.redeemed_at)
-            told = (decision.id.bytes, decision.seq, decision.remaining, at_ms)
-            return Answer(200, plain.ask.answer(*told), _OK)
-        if decision.outcome in ("repriced", "rerouted"):
-            return None
-        new = bodies.decode(call.raw, NewRedemption)
-        return self._answer(await self._redeemer.after_redeem_plain(caller, plain, new), call)
-
-    async def redeem(self, call: HotCall) -> Answer:
-        """Answer POST /v1/vouchers/{code}/redeem."""
-        caller, new, key = await self._read(call)
-        return self._answer(await self._redeemer.redeem(caller, call.name, new, key), call)
-
-    async def claim(self, call: HotCall) -> Answer:
-        """Answer POST /v1/flash-sales/{id}/claim."""
-        caller, new, key = await self._read(call)
-        sale = _parsed_id("fls", call.name)
-        if sale is None:
-            raise NotFound("There is no flash sale with this id.")
-        return self._answer(await self._redeemer.claim(caller, sale, new, key), call)
+    def _flush_soon(self) -> None:
+        self.flush_metrics()
+        self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, self._flush_soon)
 
     async def _read(self, call: HotCall) -> tuple[Caller, NewRedemption, str | None]:
         caller = require_secret(await caller_of(self._services, call.authorization))

@@ -10,23 +10,23 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from granian._granian import RSGIProtocolClosed
 
 from api import bodies, metrics
 from api.bridge import ASGIApp, Body, answer_of, header
-from api.errors import Answer
+from api.errors import PROBLEM
 from api.lifespan import HotCall, Services
 from core import ids
 from core.errors import Fault, Unavailable
+from core.hot.rust import Call
 
 # A caller's own request id is taken where it is short and can stand in a log line.
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 # 70 random bits name the process, a counter the request: a quarter of the cost of a UUIDv7.
-_PROCESS_LENGTH: Final = 14
+PROCESS_LENGTH: Final = 14
 
 _VOUCHERS: Final = "/v1/vouchers/"
 _REDEEM: Final = "/redeem"
@@ -41,8 +41,9 @@ STRICT_HEADERS: Final = {
     "referrer-policy": "no-referrer",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-_STRICT_PAIRS: Final = tuple(STRICT_HEADERS.items())
-_JSON_PAIR: Final = ("content-type", "application/json")
+STRICT_PAIRS: Final = tuple(STRICT_HEADERS.items())
+JSON_PAIR: Final = ("content-type", "application/json")
+PROBLEM_PAIR: Final = ("content-type", PROBLEM.decode())
 
 _log = structlog.get_logger("vauchflow.requests")
 
@@ -56,7 +57,7 @@ class Front:
         self._services = services
         self._allowed = allowed
         # Made in the worker, after the fork: no two processes share one.
-        self._process = "".join(secrets.choice(ids.ALPHABET) for _ in range(_PROCESS_LENGTH))
+        self._process = "".join(secrets.choice(ids.ALPHABET) for _ in range(PROCESS_LENGTH))
         self._numbers = itertools.count(1)
         self._slow_bodies = SlowBodies()
 
@@ -71,40 +72,67 @@ class Front:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request."""
+        doors = self._services.doors
+        call = doors.begin(scope) if doors is not None else None
+        if call is not None:
+            await self._plain(call, scope, protocol)
+            return
         # Every access copies the whole map out of the server.
         headers = scope.headers
         request_id = headers.get("x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._process}{next(self._numbers):012X}"
-        doors = self._services.doors
-        if doors is not None and scope.method == "POST":
-            path: str = scope.path
-            if path.endswith(_REDEEM) and path.startswith(_VOUCHERS):
-                name = path[len(_VOUCHERS) : -len(_REDEEM)]
-                if name and "/" not in name:
-                    await self._hot("redeem", doors.redeem, name, headers, protocol, request_id)
+        at = _hot_address(scope.path) if doors is not None and scope.method == "POST" else None
+        if at is None:
+            await self._warm(scope, protocol, request_id)
+        else:
+            await self._hot(at, scope.path, headers, protocol, request_id)
+
+    async def _plain(self, call: Call, scope: Any, protocol: Any) -> None:
+        """Let the compiled doors answer, or do what they leave to do."""
+        raw, told, failed = None, None, None
+        try:
+            raw = await self._slow_bodies.read_small(protocol)
+            sent = call.send(raw, protocol)
+            if sent is True:
+                return
+            if sent is False:
+                raise Unavailable(code="overloaded")
+            if sent is not None:
+                told = await sent
+                if told is None:
                     return
-            elif path.endswith(_CLAIM) and path.startswith(_SALES):
-                name = path[len(_SALES) : -len(_CLAIM)]
-                if name and "/" not in name:
-                    await self._hot("claim", doors.claim, name, headers, protocol, request_id)
-                    return
-        await self._warm(scope, protocol, request_id)
+                if told is False:
+                    raise Unavailable("Nothing was applied: the queue did not move in time.")
+        except Exception as error:
+            failed = error
+        at = _hot_address(scope.path)
+        assert at is not None, "only hot addresses are taken"
+        await self._hot(
+            at, scope.path, scope.headers, protocol, call.request_id, _Rest(raw, told, failed)
+        )
 
     async def _hot(
         self,
-        route: str,
-        door: Callable[[HotCall], Awaitable[Answer]],
-        name: str,
+        at: tuple[str, str],
+        path: str,
         headers: Any,
         protocol: Any,
         request_id: str,
+        rest: "_Rest | None" = None,
     ) -> None:
         started_s = time.perf_counter()
-        assert self._services.doors is not None
+        doors = self._services.doors
+        assert doors is not None
+        route, name = at
         try:
-            raw = await self._slow_bodies.read(headers, protocol)
+            if rest is not None and rest.failed is not None:
+                raise rest.failed
+            raw = rest.raw if rest is not None else None
+            if raw is None:
+                raw = await self._slow_bodies.read(headers, protocol)
             call = HotCall(
+                path,
                 name,
                 header(headers, "authorization"),
                 header(headers, "idempotency-key"),
@@ -112,19 +140,18 @@ class Front:
                 raw,
                 request_id,
             )
-            sent = [("x-request-id", request_id), *_STRICT_PAIRS, _JSON_PAIR]
-            plain = await self._services.doors.plainly(route, call, protocol, sent)
-            if plain is True:
-                metrics.observe(route, 200, time.perf_counter() - started_s)
-                return
-            answer = plain or await door(call)
+            answer = None
+            if rest is not None and rest.told is not None:
+                answer = await doors.after_plain(call, rest.told)
+            if answer is None:
+                answer = await (doors.redeem(call) if route == "redeem" else doors.claim(call))
         except Fault as fault:
             report_fault(fault, request_id)
             answer = self._services.problems.of_fault(fault, request_id)
         except Exception:
             _log.exception("request_failed", route=route, request_id=request_id)
             answer = self._services.problems.internal(request_id)
-        sent = [("x-request-id", request_id), *_STRICT_PAIRS]
+        sent = [("x-request-id", request_id), *STRICT_PAIRS]
         sent += [(key.decode(), value.decode()) for key, value in answer.headers]
         _send(protocol, answer.status, sent, answer.body)
         metrics.observe(route, answer.status, time.perf_counter() - started_s)
@@ -185,6 +212,10 @@ class SlowBodies:
         length = headers.get("content-length")
         if length is None or len(length) > 5 or int(length) > bodies.BODY_BYTES_MAX:
             return await bodies.receive_body(Body(protocol))
+        return await self.read_small(protocol)
+
+    async def read_small(self, protocol: Any) -> bytes:
+        """Read a body that said how small it is. Raises: as `receive_body`."""
         task = asyncio.current_task()
         assert task is not None
         self._reading[task] = asyncio.get_running_loop().time()
@@ -200,6 +231,25 @@ class SlowBodies:
         finally:
             del self._reading[task]
             self._ended.discard(task)
+
+
+class _Rest(NamedTuple):
+    """What the compiled doors leave of a request: its body, what it was told, or why it failed."""
+
+    raw: bytes | None
+    told: Any
+    failed: Exception | None
+
+
+def _hot_address(path: str) -> tuple[str, str] | None:
+    """Return a hot address's route and the name in it."""
+    if path.endswith(_REDEEM) and path.startswith(_VOUCHERS):
+        route, name = "redeem", path[len(_VOUCHERS) : -len(_REDEEM)]
+    elif path.endswith(_CLAIM) and path.startswith(_SALES):
+        route, name = "claim", path[len(_SALES) : -len(_CLAIM)]
+    else:
+        return None
+    return (route, name) if name and "/" not in name else None
 
 
 def _send(protocol: Any, status: int, headers: list[tuple[str, str]], body: bytes) -> None:

@@ -10,12 +10,14 @@ from core.api_keys import KeyCache
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.flash_sales import SaleDesk
+from core.hot.rust import Call
 from core.settings import Settings
 
 
 class HotCall(msgspec.Struct, frozen=True, gc=False):
     """A request at a hot door: `name` from the address, three headers, and the body whole."""
 
+    path: str
     name: str
     authorization: bytes | None
     idempotency_key: bytes | None
@@ -36,13 +38,19 @@ class HotDoors(Protocol):
     async def stop(self) -> None:
         """Finish what is in flight and close. The database is closed afterwards."""
 
-    async def plainly(
-        self, route: str, call: HotCall, protocol: Any, sent: Any
-    ) -> Answer | bool | None:
-        """Try the way that nearly every redeem can go. True: the answer was sent, with `sent`.
+    def begin(self, scope: Any) -> Call | None:
+        """Take a request that can go the plain way, which nearly all can; see `Door`."""
+        ...
 
-        None: the request must go through `redeem` or `claim`, and nothing was decided.
+    async def after_plain(self, call: HotCall, told: Any) -> Answer | None:
+        """Word what a request that was taken is told other than a win.
+
+        None: nothing was decided, and it must go through `redeem` or `claim`.
         """
+        ...
+
+    def flush_metrics(self) -> None:
+        """Count what the doors answered by themselves since the last time."""
         ...
 
     async def redeem(self, call: HotCall) -> Answer:

@@ -17,6 +17,7 @@ commands and processes
 
 operations
   redeemer        the one way in for a redeem or a claim, whoever decides it
+  plain_redeems   … and what the compiled doors take and answer by themselves
   checkouts       redeeming what goes beyond plain terms
   validations     would a redemption work? taking nothing
   quotes          pricing what goes beyond plain terms: order, rules, budgets

@@ -182,6 +182,11 @@ class KeyCache:
         """Return a known key's caller at once; None means: `resolve` it. Cost: one dict look-up."""
         return self._callers.get(token)
 
+    @property
+    def known(self) -> dict[bytes, Caller]:
+        """The keys that may pass at this moment, for who must look there without a call."""
+        return self._callers
+
     async def resolve(self, token: bytes) -> Caller:
         """Return a key's caller. Concurrent misses of one key share one look-up.
 

@@ -209,6 +209,7 @@ class LeaseKeeper:
         live.row = row
         if live.serving_size != row.size:
             live.sold_out_until = 0.0
+            self._backend.forget_sold_out(live.slot)
             async with self._database.connection() as conn:
                 await db.run(
                     conn,

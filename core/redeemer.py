@@ -5,9 +5,8 @@ What this process believes about a code is a hint: who decides says `rerouted` o
 the hint was stale, and the request is routed once more.
 """
 
-import asyncio
 import time
-from typing import Any, Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -19,7 +18,6 @@ from core.crowds import SOLD_OUT_S, Crowds
 from core.errors import IdempotencyMismatch, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk, SaleRow
 from core.hot import Answer, ClaimBackend, Outcome, RawAnswer
-from core.hot.rust import PlainAsk, PlainTerms, RustBackend
 from core.live_leases import LeaseKeeper, LiveLease
 from core.redemptions import NewRedemption, Priced, Redemption, Terms, TermsCache
 from core.rules import codes
@@ -29,8 +27,6 @@ from core.shared_commits import Decision, SharedCommits
 CLAIM_WAIT_MS: Final = 1_000
 # A code is routed twice at most: once by the hint, once by what the hint was corrected to.
 ROUTES_MAX: Final = 2
-# Vouchers whose terms the compiled module keeps: those that are redeemed at this moment.
-PLAIN_MAX: Final = 1_024
 
 _CLAIM_REFUSALS: Final = {
     Outcome.SOLD_OUT: "sold_out",
@@ -49,14 +45,6 @@ _PHASE_REFUSALS: Final = {
 _encode = msgspec.json.Encoder().encode
 _decode_loaded = msgspec.json.Decoder(tuple[int, int, UUID, int, int | None, UUID | None]).decode
 _decode_own = msgspec.json.Decoder(tuple[int, int, str | None, str | None]).decode
-
-
-class PlainRedeem(NamedTuple):
-    """A plain redeem on its way through a shared commit."""
-
-    terms: Terms
-    ask: PlainAsk
-    future: "asyncio.Future[Decision]"
 
 
 class Redeemer:
@@ -81,7 +69,6 @@ class Redeemer:
         self._backend = backend
         self._desk = desk
         self._crowds = crowds
-        self._plain: dict[UUID, tuple[Terms, PlainTerms]] = {}
 
     async def redeem(
         self, caller: Caller, code: str, new: NewRedemption, key: str | None
@@ -129,38 +116,12 @@ class Redeemer:
                 return await self._after_sale(caller, row, new, key)
         return await self._redeem_in_ledger(caller, terms.code_norm, new, key, sale_id=sale_id)
 
-    # -- Plain claims: read, priced and answered by the compiled backend -----------------------
+    # -- What the compiled doors took, and did not answer by themselves ---------------------------
 
-    def claim_plainly(
-        self,
-        caller: Caller,
-        live: LiveLease,
-        body: bytes,
-        key: str | None,
-        protocol: Any,
-        sent: Any,
-    ) -> "asyncio.Future[RawAnswer | None] | None":
-        """Let the compiled backend take a claim whole; None when it does not take this one.
-
-        A win is sent through `protocol` with the headers `sent`, and the future gets None. Any
-        other answer is the future's, and `after_plain` words it.
-        """
-        backend = self._backend
-        if not isinstance(backend, RustBackend) or (
-            key is None and live.sold_out_until > time.monotonic()
-        ):
-            return None
-        if not live.is_plain:
-            row = live.row
-            plain = _plain_terms(caller, live.terms, row.sale_id)
-            backend.set_terms(live.slot, plain, str(row.lease_id), row.tag, row.seq_base)
-            live.is_plain = True
-        return backend.claim_plain(live.slot, body, key, CLAIM_WAIT_MS, protocol, sent)
-
-    async def after_plain(
+    async def after_claim(
         self, caller: Caller, live: LiveLease, new: NewRedemption, key: str | None, raw: RawAnswer
     ) -> Redemption | Refusal:
-        """Word what a plain claim was told instead of a win."""
+        """Word what a plain claim was told instead of a win. Raises as `redeem`."""
         priced = redemptions.price(live.terms, new, caller.currency)
         assert not isinstance(priced, Refusal), "a plain claim was priced before"
         answered = self._judge_claim(caller, live, priced, Answer(*raw))
@@ -169,75 +130,22 @@ class Redeemer:
         await self._terms.load(caller.project_id, live.row.code_norm)
         return await self._redeem_in_ledger(caller, live.row.code_norm, new, key)
 
-    def redeem_plainly(
-        self,
-        caller: Caller,
-        *,
-        code: str | None,
-        sale_id: UUID | None,
-        body: bytes,
-        key: str | None,
-    ) -> "PlainRedeem | None":
-        """Send a plain redeem to PostgreSQL; None when it must go the general way.
+    async def after_redeem(
+        self, caller: Caller, terms: Terms, new: NewRedemption, decision: Decision
+    ) -> Redemption | Refusal | None:
+        """Word what PostgreSQL decided of a plain redeem other than a win. Raises as `redeem`.
 
-        Raises: Unavailable, when too many wait.
+        None: it decided nothing, under terms that are no longer the voucher's.
         """
-        terms = self._plain_candidate(caller, code, sale_id)
-        if terms is None:
+        if decision.outcome in ("repriced", "rerouted"):
             return None
-        plain = self._plain.get(terms.voucher_id)
-        if plain is None or plain[0] is not terms:
-            if len(self._plain) >= PLAIN_MAX:
-                self._plain.clear()
-            plain = self._plain[terms.voucher_id] = (
-                terms,
-                _plain_terms(caller, terms, terms.sale_id),
-            )
-        ask = plain[1].read(body)
-        if ask is None:
-            return None
-        future = self._commits.submit(
-            redemptions.asked(
-                terms,
-                key,
-                fingerprint=ask.fingerprint,
-                customer_id=ask.customer_id,
-                order_value_minor=ask.order_value_minor,
-                discount_minor=ask.discount_minor,
-                order_id=ask.order_id,
-                metadata=None,
-            )
-        )
-        return PlainRedeem(terms, ask, future)
-
-    def _plain_candidate(
-        self, caller: Caller, code: str | None, sale_id: UUID | None
-    ) -> Terms | None:
-        """Return cached terms under which PostgreSQL decides and no crowd waits."""
-        if sale_id is not None:
-            terms = self._terms.of_sale(caller.project_id, sale_id)
-        else:
-            norm = codes.normalise(code or "")
-            known = self._terms.peek(caller.project_id, norm) if norm is not None else None
-            terms = known[0] if known is not None else None
-        if terms is None or terms.authority != "pg" or not terms.is_plain:
-            return None
-        if self._crowds.has(terms.voucher_id):
-            return None
-        return terms
-
-    async def after_redeem_plain(
-        self, caller: Caller, plain: "PlainRedeem", new: NewRedemption
-    ) -> Redemption | Refusal:
-        """Word what PostgreSQL decided of a plain redeem other than a win."""
-        decision = await plain.future
         if decision.outcome == "no_sale":
-            return await self._outside_sale(caller, plain.terms)
+            return await self._outside_sale(caller, terms)
         if decision.outcome in ("sold_out", "limit_reached"):
-            self._crowds.sold_out(plain.terms)
-        priced = redemptions.price(plain.terms, new, caller.currency)
+            self._crowds.sold_out(terms)
+        priced = redemptions.price(terms, new, caller.currency)
         assert not isinstance(priced, Refusal), "a plain redeem was priced before"
-        return redemptions.judged(caller, plain.terms, priced, decision)
+        return redemptions.judged(caller, terms, priced, decision)
 
     def live_of_sale(self, caller: Caller, sale_id: UUID | None) -> LiveLease | None:
         """Return the live lease that a sale of the caller's project has in this process."""
@@ -480,27 +388,6 @@ class Redeemer:
             discount_minor=discount,
             sale_id=sale_id,
         )
-
-
-def _plain_terms(caller: Caller, terms: Terms, sale_id: UUID | None) -> PlainTerms:
-    """Tell the compiled module what `price` and `answer` would use; see hotpath/src/plain.rs."""
-    tail = {
-        "flash_sale_id": ids.format_id("fls", sale_id) if sale_id else None,
-        "campaign_id": ids.format_id("cmp", terms.campaign_id) if terms.campaign_id else None,
-        "metadata": None,
-        "rolled_back_at": None,
-        "rollback_reason": None,
-    }
-    return PlainTerms(
-        terms.code_norm,
-        _encode(terms.code).decode(),
-        caller.currency,
-        caller.exponent,
-        terms.discount_bp if terms.discount_type == "PERCENT" else None,
-        terms.discount_minor or 0,
-        terms.min_order_minor or 0,
-        "," + _encode(tail).decode()[1:],
-    )
 
 
 def _customer_limit(caller: Caller, reference: str) -> Refusal:

@@ -8,7 +8,7 @@ function call, so that a process that freezes holds no locks. This module knows 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -83,6 +83,9 @@ class Decision(msgspec.Struct):
     sale: UUID | None
 
 
+Send = Callable[[db.Connection], Awaitable[list[Decision]]]
+
+
 class _Group:
     __slots__ = ("is_flying", "waiting")
 
@@ -99,7 +102,7 @@ class SharedCommits:
         self._database = database
         self._groups: dict[UUID, _Group] = {}
         self._queued = 0
-        self._flights = asyncio.Semaphore(FLIGHTS_MAX)
+        self.flights = asyncio.Semaphore(FLIGHTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self.commits = 0
         self.decided = 0
@@ -125,10 +128,14 @@ class SharedCommits:
         self._queued += 1
         if not group.is_flying:
             group.is_flying = True
-            task = loop.create_task(self._fly(scope, group))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.start(self._fly(scope, group))
         return future
+
+    def start(self, flying: Coroutine[Any, Any, None]) -> None:
+        """Run what flies a queue; `drain` waits for it."""
+        task = asyncio.get_running_loop().create_task(flying)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def drain(self) -> None:
         """Wait until everything that was queued is answered."""
@@ -138,7 +145,7 @@ class SharedCommits:
     async def _fly(self, scope: UUID, group: _Group) -> None:
         try:
             while group.waiting:
-                async with self._flights:
+                async with self.flights:
                     batch = self._take(group)
                     if batch:
                         await self._commit(batch)
@@ -210,16 +217,28 @@ class SharedCommits:
                 future.set_result(decision)
 
     async def _decide(self, batch: list[Ask]) -> list[tuple[Ask, Decision]]:
+        call = _call_of_many if len({ask.voucher_id for ask in batch}) == 1 else _call_of_campaign
+        ordered, name, params = call(batch)
+        found = await self.ask(lambda conn: db.many(conn, name, Decision, **params))
+        if len(found) == 1 and found[0].ord == 0:
+            return _each_of(ordered, found[0])
+        assert len(found) == len(batch), f"{len(batch)} asked, {len(found)} answered"
+        return [(ordered[decision.ord - 1], decision) for decision in found]
+
+    async def ask(
+        self, send: Callable[[db.Connection], Awaitable[list[Decision]]]
+    ) -> list[Decision]:
+        """Have one idempotent statement answered, asking again where its answer was lost.
+
+        Raises: Unavailable and RolledBack (not applied), OutcomeUnknown, StatementFailed.
+        """
         is_unknown = False
         rolled_back = 0
         pauses = iter(UNKNOWN_PAUSES_S)
-        call = _call_of_many if len({ask.voucher_id for ask in batch}) == 1 else _call_of_campaign
         while True:
-            ordered, name, params = call(batch)
             try:
                 async with self._database.connection() as conn:
-                    found = await db.many(conn, name, Decision, **params)
-                break
+                    return await send(conn)
             except db.RolledBack:
                 rolled_back += 1
                 if rolled_back == ROLLED_BACK_TRIES:
@@ -232,10 +251,6 @@ class SharedCommits:
                 if pause is None:
                     raise OutcomeUnknown from error
                 await asyncio.sleep(pause)
-        if len(found) == 1 and found[0].ord == 0:
-            return _each_of(ordered, found[0])
-        assert len(found) == len(batch), f"{len(batch)} asked, {len(found)} answered"
-        return [(ordered[decision.ord - 1], decision) for decision in found]
 
 
 def _each_of(batch: list[Ask], first: Decision) -> list[tuple[Ask, Decision]]:

@@ -119,6 +119,10 @@ class ClaimBackend(Protocol):
         """Forget a settled lease: seals, and frees its place in the marks file."""
         ...
 
+    def forget_sold_out(self, slot: int) -> None:
+        """Ask the script again, whatever a lease was a moment ago: it has grown."""
+        ...
+
     def keep_marks(self, lease_ids: Sequence[str]) -> None:
         """Free the marks of leases that are neither open here nor named.
 

@@ -233,6 +233,9 @@ class RedisPyBackend:
             self._marks.free(closed.mark)
             closed.mark = None
 
+    def forget_sold_out(self, slot: int) -> None:
+        """Nothing is remembered here: every claim asks the script."""
+
     def keep_marks(self, lease_ids: Sequence[str]) -> None:
         here = [slot.target for slot in self._slots.values() if slot.run_id is not None]
         self._marks.keep([*here, *lease_ids])

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 from os import PathLike
 
-from vauchflow_hotpath import Batcher, PlainAsk, PlainTerms, parse_redis_url
+from vauchflow_hotpath import (
+    Batcher,
+    Call,
+    CommitBatch,
+    CommitQueue,
+    Door,
+    PlainTerms,
+    parse_redis_url,
+)
 
 from core.hot import BATCH_MAX, FLIGHT_TIMEOUT_MS, QUEUE_MAX, SlotStatus, Status
 
-__all__ = ["PlainAsk", "PlainTerms", "RustBackend"]
+__all__ = ["Call", "CommitBatch", "CommitQueue", "Door", "PlainTerms", "RustBackend"]
 
 
 class RustBackend:
@@ -45,16 +53,20 @@ class RustBackend:
         self.claim = self._batcher.claim
         # Beyond the contract: a body of the common shape is read, priced and answered in there.
         self.set_terms = self._batcher.set_terms
-        self.claim_plain = self._batcher.claim_plain
         self.open_lease = self._batcher.open_lease
         self.open_crowd = self._batcher.open_crowd
         self.reopen = self._batcher.reopen
         self.seal = self._batcher.seal
         self.close_slot = self._batcher.close_slot
+        self.forget_sold_out = self._batcher.forget_sold_out
         self.keep_marks = self._batcher.keep_marks
         self._fileno = self._batcher.fileno()
         self._is_closed = False
         self._loop.add_reader(self._fileno, self._batcher.drain)
+
+    def learn(self, door: Door, path: str, token: bytes, caller: object, slot: int) -> None:
+        """Let a door take the plain claims of a slot that has its terms."""
+        door.learn_claim(path, token, caller, self._batcher, slot)
 
     def status(self) -> Status:
         told = self._batcher.status()

@@ -1,11 +1,13 @@
 //! The batcher of a flash sale.
 //!
-//! `bindings` is the only file that names Python; `batcher` holds what the event loop and the I/O
+//! `bindings` is the only room that names Python; `batcher` holds what the event loop and the I/O
 //! thread share; `flight` is that thread; `connection` owns the socket; `resp` and `script` read
 //! and write without I/O; `marks` remembers what was handed out; `plain` reads and answers what
-//! nearly every claim looks like; all know `outcome`.
+//! nearly every request looks like; `commits` gathers those that `PostgreSQL` decides; all
+//! know `outcome`.
 
 pub mod batcher;
+pub mod commits;
 pub mod connection;
 pub mod flight;
 pub mod marks;

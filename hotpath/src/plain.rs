@@ -253,6 +253,13 @@ pub fn hex(bytes: [u8; 16]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
+/// An id's 26 characters.
+pub fn id_text(id: u128) -> String {
+    let mut text = Vec::with_capacity(26);
+    push_id(&mut text, id);
+    text.into_iter().map(char::from).collect()
+}
+
 fn push_id(text: &mut Vec<u8>, id: u128) {
     for place in (0..26).rev() {
         text.push(ALPHABET[(id >> (5 * place)) as usize & 31]);

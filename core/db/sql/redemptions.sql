@@ -36,6 +36,13 @@ SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discoun
   FROM vf.redeem_many(@project_id, @voucher_id, @version, @campaign_id, @campaign_version, @sale_id, @ids, @keys,
        @fingerprints, @customers, @order_values, @discounts, @order_ids, @metadata);
 
+-- name: redeem_plain :many
+-- The same for plain requests: each column is an array literal, and none has metadata.
+SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
+  FROM vf.redeem_many(@project_id, @voucher_id, @version, NULL, NULL, @sale_id, @ids::text::uuid[], @keys::text::text[],
+       @fingerprints::text::bytea[], @customers::text::text[], @order_values::text::bigint[],
+       @discounts::text::bigint[], @order_ids::text::text[], NULL);
+
 -- name: redeem_campaign :many
 -- Decides requests for several vouchers of one campaign in one commit.
 SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale

@@ -1,7 +1,7 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Final, TypedDict, final
+from typing import Any, Final, TypedDict, final
 
 __all__ = [
     "BUILD_PROFILE",
@@ -10,8 +10,11 @@ __all__ = [
     "FACTS_LUA",
     "LEASE_LUA",
     "Batcher",
+    "Call",
+    "CommitBatch",
+    "CommitQueue",
+    "Door",
     "Marks",
-    "PlainAsk",
     "PlainTerms",
     "read_marks",
 ]
@@ -67,17 +70,16 @@ class Batcher:
         deadline_ms: int,
     ) -> asyncio.Future[tuple[int, int, int, int, bytes | None]]: ...
     def set_terms(
-        self, slot: int, terms: PlainTerms, lease_id: str, tag: int, seq_base: int
-    ) -> None: ...
-    def claim_plain(
         self,
         slot: int,
-        body: bytes,
-        key: str | None,
-        deadline_ms: int,
-        protocol: object,
-        headers: list[tuple[str, str]],
-    ) -> asyncio.Future[tuple[int, int, int, int, bytes | None] | None] | None: ...
+        terms: PlainTerms,
+        subject: object,
+        lease_id: str,
+        tag: int,
+        seq_base: int,
+        sold_out: tuple[bytes, bytes],
+    ) -> None: ...
+    def forget_sold_out(self, slot: int) -> None: ...
     def drain(self) -> None: ...
     def status(self) -> _Status: ...
     def close(self) -> None: ...
@@ -96,21 +98,55 @@ class PlainTerms:
         min_order_minor: int,
         tail: str,
     ) -> PlainTerms: ...
-    def read(self, body: bytes) -> PlainAsk | None: ...
 
 @final
-class PlainAsk:
+class Door:
+    def __new__(
+        cls,
+        callers: dict[bytes, Any],
+        process: str,
+        win_headers: Sequence[tuple[str, str]],
+        refusal_headers: Sequence[tuple[str, str]],
+        queue_max: int,
+        wait_ms: int,
+    ) -> Door: ...
+    def learn_claim(
+        self, path: str, token: bytes, caller: object, batcher: Batcher, slot: int
+    ) -> None: ...
+    def learn_redeem(self, path: str, token: bytes, caller: object, queue: CommitQueue) -> None: ...
+    def knows(self, path: str, token: bytes) -> bool: ...
+    def begin(self, scope: object) -> Call | None: ...
+    def tallied(self) -> list[tuple[str, int, int, list[int], int]]: ...
+
+@final
+class Call:
     @property
-    def customer_id(self) -> str: ...
-    @property
-    def order_id(self) -> str | None: ...
-    @property
-    def order_value_minor(self) -> int: ...
-    @property
-    def discount_minor(self) -> int: ...
-    @property
-    def fingerprint(self) -> bytes: ...
-    def answer(self, id: bytes, seq: int, remaining: int | None, at_ms: int) -> bytes: ...
+    def request_id(self) -> str: ...
+    def send(
+        self, body: bytes, protocol: object
+    ) -> asyncio.Future[tuple[object, object] | bool | None] | bool | None: ...
+
+@final
+class CommitQueue:
+    def __new__(
+        cls,
+        create_future: Callable[[], asyncio.Future[object]],
+        fly: Callable[[], None],
+        subject: object,
+        terms: PlainTerms,
+    ) -> CommitQueue: ...
+    def close(self) -> None: ...
+    def take(self, batch_max: int) -> CommitBatch | None: ...
+
+@final
+class CommitBatch:
+    def __len__(self) -> int: ...
+    def columns(self, start: int, end: int) -> tuple[str, str, str, str, str, str, str]: ...
+    def win_from(
+        self, start: int, end: int, seq: int, remaining: int | None, at_ms: int
+    ) -> None: ...
+    def tell(self, at: int, decision: object) -> None: ...
+    def fail(self, at: int, error: BaseException) -> None: ...
 
 @final
 class Marks:

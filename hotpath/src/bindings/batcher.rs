@@ -1,25 +1,22 @@
-//! The Python face of the batcher; the only file that names pyo3.
-//!
-//! Futures live here, in a slab on the loop's side; the I/O thread knows them by ticket only. The
-//! thread never attaches to the interpreter: `drain`, called by the loop, resolves what has come.
-// Converted arguments arrive by value; a borrowed path would need a lifetime pyo3 does not give.
-#![allow(clippy::needless_pass_by_value)]
+//! The batcher's Python face: claims in, futures out, and plain claims answered by themselves.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
 
+use super::door::{Pending, Problem};
+use super::{PlainTerms, lease_uuid, no_slot};
 use crate::batcher::{Core, Item, Limits};
 use crate::connection::{Address, Server};
 use crate::flight;
-use crate::marks::{self, parse_uuid, uuid_text};
+use crate::marks;
 use crate::outcome::{Answer, Outcome};
 use crate::plain;
 
@@ -27,6 +24,8 @@ use crate::plain;
 const FINGERPRINT_CHARS: usize = 32;
 /// Longest wait for an answer: an hour, so that a deadline never overflows the clock.
 const DEADLINE_MS_MAX: i64 = 3_600_000;
+/// For so long after a "sold out" of a lease it is said again by itself, to claims without a key.
+const SOLD_OUT: Duration = Duration::from_millis(250);
 
 /// Who waits for an answer; a plain claim's win is sent to its client from here.
 struct Waiter {
@@ -34,10 +33,9 @@ struct Waiter {
     reply: Option<Box<Reply>>,
 }
 
-/// What sends a plain claim's win: the request's protocol, the headers, the claim and its terms.
+/// A plain claim that waits, and with what it is answered.
 struct Reply {
-    protocol: Py<PyAny>,
-    headers: Py<PyAny>,
+    pending: Pending,
     ask: plain::Ask,
     lease: Arc<LeaseTerms>,
 }
@@ -45,6 +43,20 @@ struct Reply {
 struct LeaseTerms {
     terms: Arc<plain::Terms>,
     lease: plain::Lease,
+    /// What words the answers that are not sent from here.
+    subject: Py<PyAny>,
+    sold_out: Problem,
+    sold_out_until: Mutex<Option<Instant>>,
+}
+
+impl LeaseTerms {
+    fn until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.sold_out_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_sold_out_now(&self) -> bool {
+        self.until().is_some_and(|until| Instant::now() < until)
+    }
 }
 
 /// Waiters by ticket. A place is used again under another generation, so a ticket names one claim.
@@ -76,7 +88,7 @@ impl Slab {
 }
 
 #[pyclass(frozen, module = "vauchflow_hotpath._native")]
-struct Batcher {
+pub struct Batcher {
     core: Arc<Core>,
     create_future: Py<PyAny>,
     slab: Mutex<Slab>,
@@ -85,11 +97,11 @@ struct Batcher {
 }
 
 impl Batcher {
-    fn slab(&self) -> std::sync::MutexGuard<'_, Slab> {
+    fn slab(&self) -> MutexGuard<'_, Slab> {
         self.slab.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn terms(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<LeaseTerms>>> {
+    fn terms(&self) -> MutexGuard<'_, HashMap<usize, Arc<LeaseTerms>>> {
         self.terms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -102,15 +114,44 @@ impl Batcher {
         bytes: Box<[u8]>,
         deadline_ms: i64,
     ) -> PyResult<()> {
-        let future = waiter.future.clone_ref(py);
         let wait = Duration::from_millis(deadline_ms.clamp(0, DEADLINE_MS_MAX) as u64);
         let ticket = self.slab().put(waiter);
         let item = Item { ticket, deadline: Instant::now() + wait, bytes };
         if let Err(refused) = self.core.submit(slot, item) {
-            self.slab().take(ticket);
-            resolve(future.bind(py), &Answer::bare(refused))?;
+            let waiter = self.slab().take(ticket);
+            waiter.map_or(Ok(()), |waiter| waiter.resolve(py, &Answer::bare(refused)))?;
         }
         Ok(())
+    }
+
+    pub fn has_terms(&self, slot: usize) -> bool {
+        self.terms().contains_key(&slot)
+    }
+
+    /// Claim with a plain body: see `Call.send`, which this is one half of.
+    pub fn claim_plain<'py>(
+        &self,
+        py: Python<'py>,
+        slot: usize,
+        body: &[u8],
+        key: Option<&str>,
+        pending: Pending,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(lease) = self.terms().get(&slot).cloned() else { return Ok(None) };
+        let Some(ask) = plain::read(&lease.terms, body) else { return Ok(None) };
+        if key.is_none() && lease.is_sold_out_now() {
+            pending.refuse(py, &lease.sold_out)?;
+            return Ok(Some(PyBool::new(py, true).to_owned().into_any()));
+        }
+        let Some(kind) = self.core.kind(slot) else { return Ok(None) };
+        let fingerprint = plain::hex(ask.fingerprint(&lease.terms));
+        let bytes = kind.item(key.unwrap_or_default(), &fingerprint, &ask.customer, &ask.payload());
+        let future = self.create_future.bind(py).call0()?;
+        let wait_ms = pending.shared.wait.as_millis() as i64;
+        let reply = Some(Box::new(Reply { pending, ask, lease }));
+        let waiter = Waiter { future: future.clone().unbind(), reply };
+        self.queue(py, slot, waiter, bytes, wait_ms)?;
+        Ok(Some(future))
     }
 }
 
@@ -220,46 +261,33 @@ impl Batcher {
         Ok(future)
     }
 
-    /// Say with what the plain claims of a lease's slot are priced and answered.
+    /// Say with what the plain claims of a lease's slot are priced and answered; `subject` comes
+    /// back beside every answer that is not sent from here.
+    #[allow(clippy::too_many_arguments)]
     fn set_terms(
         &self,
         slot: usize,
         terms: &PlainTerms,
+        subject: Py<PyAny>,
         lease_id: &str,
         tag: u64,
         seq_base: u64,
+        sold_out: (Vec<u8>, Vec<u8>),
     ) -> PyResult<()> {
         let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base };
-        let terms = LeaseTerms { terms: terms.0.clone(), lease };
+        let sold_out = Problem { head: sold_out.0.into(), tail: sold_out.1.into() };
+        let terms = terms.0.clone();
+        let sold_out_until = Mutex::default();
+        let terms = LeaseTerms { terms, lease, subject, sold_out, sold_out_until };
         self.terms().insert(slot, Arc::new(terms));
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
-    /// Claim with a plain body. A win is sent through `protocol` and the future gets None; any
-    /// other answer is the future's, as of `claim`. None at once: the body is not plain, or the
-    /// slot has no terms, and nothing was done.
-    fn claim_plain<'py>(
-        &self,
-        py: Python<'py>,
-        slot: usize,
-        body: &[u8],
-        key: Option<&str>,
-        deadline_ms: i64,
-        protocol: Py<PyAny>,
-        headers: Py<PyAny>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Some(lease) = self.terms().get(&slot).cloned() else { return Ok(None) };
-        let Some(ask) = plain::read(&lease.terms, body) else { return Ok(None) };
-        let kind = self.core.kind(slot).ok_or_else(no_slot)?;
-        let key = key.unwrap_or_default();
-        let fingerprint = plain::hex(ask.fingerprint(&lease.terms));
-        let bytes = kind.item(key, &fingerprint, &ask.customer, &ask.payload());
-        let future = self.create_future.bind(py).call0()?;
-        let reply = Some(Box::new(Reply { protocol, headers, ask, lease }));
-        let waiter = Waiter { future: future.clone().unbind(), reply };
-        self.queue(py, slot, waiter, bytes, deadline_ms)?;
-        Ok(Some(future))
+    /// Forget that a lease was sold out: it has grown.
+    fn forget_sold_out(&self, slot: usize) {
+        if let Some(lease) = self.terms().get(&slot) {
+            *lease.until() = None;
+        }
     }
 
     /// Resolve the futures whose answers have come. The loop calls it when `fileno` is readable.
@@ -270,15 +298,11 @@ impl Batcher {
             answers.into_iter().map(|(ticket, answer)| (slab.take(ticket), answer)).collect()
         };
         for (waiter, answer) in waiting {
-            let Some(Waiter { future, reply }) = waiter else { continue };
-            let future = future.bind(py);
+            let Some(waiter) = waiter else { continue };
+            let future = waiter.future.bind(py);
             if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                let resolved = match reply {
-                    Some(reply) if answer.outcome == Outcome::Won => send(future, &reply, &answer),
-                    _ => resolve(future, &answer),
-                };
                 // One future that can't be resolved (its loop is closed) must not starve the rest.
-                if let Err(error) = resolved {
+                if let Err(error) = waiter.resolve(py, &answer) {
                     error.write_unraisable(py, Some(future));
                 }
             }
@@ -323,17 +347,7 @@ impl Batcher {
     }
 }
 
-fn no_slot() -> PyErr {
-    PyValueError::new_err("no such slot")
-}
-
-fn lease_uuid(lease_id: &str) -> PyResult<[u8; 16]> {
-    let uuid = parse_uuid(lease_id).filter(|uuid| *uuid != [0; 16]);
-    uuid.ok_or_else(|| PyValueError::new_err("a lease id is a uuid in canonical lower-case form"))
-}
-
-fn resolve(future: &Bound<'_, PyAny>, answer: &Answer) -> PyResult<()> {
-    let py = future.py();
+fn fields<'py>(py: Python<'py>, answer: &Answer) -> PyResult<Bound<'py, PyTuple>> {
     let detail = match &answer.detail {
         Some(bytes) => PyBytes::new(py, bytes).into_any(),
         None => py.None().into_bound(py),
@@ -345,181 +359,30 @@ fn resolve(future: &Bound<'_, PyAny>, answer: &Answer) -> PyResult<()> {
         answer.remaining.into_bound_py_any(py)?,
         detail,
     ];
-    future.call_method1(intern!(py, "set_result"), (PyTuple::new(py, fields)?,))?;
-    Ok(())
+    PyTuple::new(py, fields)
 }
 
-/// Send a plain claim's win to its client, who may be gone: what was decided stands.
-fn send(future: &Bound<'_, PyAny>, reply: &Reply, answer: &Answer) -> PyResult<()> {
-    let py = future.py();
-    let told = reply.lease.lease.told(answer.seq, answer.remaining, answer.at_ms);
-    let body = reply.ask.answer(&reply.lease.terms, &told);
-    let body = PyBytes::new(py, &body);
-    let headers = reply.headers.bind(py);
-    let protocol = reply.protocol.bind(py);
-    let _ = protocol.call_method1(intern!(py, "response_bytes"), (200, headers, body));
-    future.call_method1(intern!(py, "set_result"), (py.None(),))?;
-    Ok(())
-}
-
-/// What plain bodies are read, priced and answered with; see `plain`.
-#[pyclass(frozen, module = "vauchflow_hotpath._native")]
-struct PlainTerms(Arc<plain::Terms>);
-
-#[pymethods]
-impl PlainTerms {
-    #[new]
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        code_norm: String,
-        code_json: String,
-        currency: String,
-        exponent: usize,
-        discount_bp: Option<u64>,
-        discount_minor: u64,
-        min_order_minor: u64,
-        tail: String,
-    ) -> Self {
-        Self(Arc::new(plain::Terms {
-            code_norm,
-            code_json,
-            currency,
-            exponent,
-            discount_bp,
-            discount_minor,
-            min_order_minor,
-            tail,
-        }))
-    }
-
-    /// Read and price a body; None when it is not plain.
-    fn read(&self, body: &[u8]) -> Option<PlainAsk> {
-        plain::read(&self.0, body).map(|ask| PlainAsk { ask, terms: self.0.clone() })
-    }
-}
-
-/// A plain body that was read and priced.
-#[pyclass(frozen, module = "vauchflow_hotpath._native")]
-struct PlainAsk {
-    ask: plain::Ask,
-    terms: Arc<plain::Terms>,
-}
-
-#[pymethods]
-impl PlainAsk {
-    #[getter]
-    fn customer_id(&self) -> &str {
-        &self.ask.customer
-    }
-
-    #[getter]
-    fn order_id(&self) -> Option<&str> {
-        self.ask.order_id.as_deref()
-    }
-
-    #[getter]
-    fn order_value_minor(&self) -> u64 {
-        self.ask.order_value_minor
-    }
-
-    #[getter]
-    fn discount_minor(&self) -> u64 {
-        self.ask.discount_minor
-    }
-
-    #[getter]
-    fn fingerprint<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.ask.fingerprint(&self.terms))
-    }
-
-    /// The answer to a redemption: the id's 16 bytes, its number, what was left, and when.
-    fn answer<'py>(
-        &self,
-        py: Python<'py>,
-        id: &[u8],
-        seq: u64,
-        remaining: Option<i64>,
-        at_ms: i64,
-    ) -> PyResult<Bound<'py, PyBytes>> {
-        let id = id.try_into().map_err(|_| PyValueError::new_err("an id is 16 bytes"))?;
-        let told = plain::Told { id: u128::from_be_bytes(id), seq, remaining, at_ms };
-        Ok(PyBytes::new(py, &self.ask.answer(&self.terms, &told)))
-    }
-}
-
-/// The marks file by itself, for the backend written in Python.
-#[pyclass(frozen, module = "vauchflow_hotpath._native")]
-struct Marks(marks::Marks);
-
-#[pymethods]
-impl Marks {
-    #[new]
-    #[pyo3(signature = (path=None))]
-    fn new(path: Option<PathBuf>) -> PyResult<Self> {
-        Ok(Self(marks::Marks::open(path.as_deref())?))
-    }
-
-    #[getter]
-    fn were_lost(&self) -> bool {
-        self.0.were_lost()
-    }
-
-    fn take(&self, lease_id: &str) -> PyResult<usize> {
-        let record = self.0.take(lease_uuid(lease_id)?);
-        record.ok_or_else(|| PyRuntimeError::new_err("the marks file has no room for a lease"))
-    }
-
-    /// Free every record of a lease that is not named.
-    fn keep(&self, lease_ids: Vec<String>) -> PyResult<()> {
-        let leases = lease_ids.iter().map(|lease_id| lease_uuid(lease_id));
-        let leases = leases.collect::<PyResult<HashSet<_>>>()?;
-        self.0.retain(|lease| leases.contains(&lease));
+impl Waiter {
+    /// Answer: a plain claim's win or "sold out" is sent, after which its future is None; anything
+    /// else goes to the future, beside the lease's subject where the claim was plain.
+    fn resolve(&self, py: Python<'_>, answer: &Answer) -> PyResult<()> {
+        let result = match &self.reply {
+            None => fields(py, answer)?.into_any().unbind(),
+            Some(reply) => match answer.outcome {
+                Outcome::Won => {
+                    let told = reply.lease.lease.told(answer.seq, answer.remaining, answer.at_ms);
+                    reply.pending.win(py, &reply.ask.answer(&reply.lease.terms, &told))?;
+                    py.None()
+                }
+                Outcome::SoldOut => {
+                    *reply.lease.until() = Some(Instant::now() + SOLD_OUT);
+                    reply.pending.refuse(py, &reply.lease.sold_out)?;
+                    py.None()
+                }
+                _ => (reply.lease.subject.clone_ref(py), fields(py, answer)?).into_py_any(py)?,
+            },
+        };
+        self.future.bind(py).call_method1(intern!(py, "set_result"), (result,))?;
         Ok(())
     }
-
-    fn get(&self, record: usize) -> PyResult<u64> {
-        known(record).map(|record| self.0.get(record))
-    }
-
-    fn raise_to(&self, record: usize, seq: u64) -> PyResult<()> {
-        known(record).map(|record| self.0.raise_to(record, seq))
-    }
-
-    fn free(&self, record: usize) -> PyResult<()> {
-        known(record).map(|record| self.0.free(record))
-    }
-}
-
-fn known(record: usize) -> PyResult<usize> {
-    let is_known = (1..=marks::RECORDS).contains(&record);
-    is_known.then_some(record).ok_or_else(|| PyValueError::new_err("no such record"))
-}
-
-/// Read another process's marks: lease id to mark, or None when they cannot be known.
-#[pyfunction]
-fn read_marks(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict>>> {
-    let Some(found) = marks::read(&path).map_err(PyOSError::new_err)? else {
-        return Ok(None);
-    };
-    let by_lease = PyDict::new(py);
-    for (lease, mark) in found {
-        by_lease.set_item(uuid_text(lease), mark)?;
-    }
-    Ok(Some(by_lease))
-}
-
-#[pymodule(gil_used = false)]
-mod _native {
-    #[pymodule_export]
-    use super::{Batcher, Marks, PlainAsk, PlainTerms, read_marks};
-    #[pymodule_export]
-    const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
-    #[pymodule_export]
-    const CLAIM_LUA: &str = crate::script::CLAIM_LUA;
-    #[pymodule_export]
-    const CROWD_LUA: &str = crate::script::CROWD_LUA;
-    #[pymodule_export]
-    const LEASE_LUA: &str = crate::script::LEASE_LUA;
-    #[pymodule_export]
-    const FACTS_LUA: &str = crate::script::FACTS_LUA;
 }

@@ -1,0 +1,224 @@
+"""Plain redeems and claims, which the compiled doors take and answer by themselves.
+
+What the general way has resolved once (the key, the address, whose voucher it is and who decides)
+is taught to the doors here. A voucher's plain redeems are flown to PostgreSQL from here, a batch
+at a time; whatever is told other than a win goes back to `redeemer` to be worded.
+"""
+
+import asyncio
+from typing import Final
+from uuid import UUID
+
+import msgspec
+import structlog
+
+import core.db as db
+from core import ids
+from core.api_keys import Caller
+from core.crowds import Crowds
+from core.db.faults import StatementFailed
+from core.errors import OutcomeUnknown, Unavailable
+from core.hot import ClaimBackend
+from core.hot.rust import CommitBatch, CommitQueue, Door, PlainTerms, RustBackend
+from core.live_leases import LiveLease
+from core.redemptions import Terms, TermsCache, ms_of
+from core.shared_commits import BATCH_MAX, Decision, SharedCommits
+
+# Vouchers whose queue is kept: those that are redeemed at this moment.
+QUEUES_MAX: Final = 4_096
+
+_log = structlog.get_logger("vauchflow.plain_redeems")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class PlainRedeems:
+    """What one process has taught its compiled doors. The parts are the caller's to close."""
+
+    def __init__(
+        self,
+        door: Door,
+        *,
+        commits: SharedCommits,
+        terms: TermsCache,
+        backend: ClaimBackend,
+        crowds: Crowds,
+        sold_out: tuple[bytes, bytes],
+    ) -> None:
+        """Teach nothing yet. `sold_out` is that problem before and after a request's id."""
+        self._door = door
+        self._commits = commits
+        self._terms = terms
+        self._backend = backend
+        self._crowds = crowds
+        self._sold_out = sold_out
+        self._queues: dict[UUID, tuple[Terms, str, CommitQueue]] = {}
+
+    def learn_claims(self, path: str, token: bytes, caller: Caller, live: LiveLease) -> None:
+        """From now on take the claims that this key sends to this address to a live lease."""
+        backend = self._backend
+        if not isinstance(backend, RustBackend):
+            return
+        if not live.is_plain:
+            row = live.row
+            backend.set_terms(
+                live.slot,
+                _plain_terms(caller, live.terms, row.sale_id),
+                live,
+                str(row.lease_id),
+                row.tag,
+                row.seq_base,
+                self._sold_out,
+            )
+            live.is_plain = True
+        backend.learn(self._door, path, token, caller, live.slot)
+
+    def learn_redeems(
+        self, path: str, token: bytes, caller: Caller, code_norm: str | None, sale_id: UUID | None
+    ) -> None:
+        """From now on take the redeems that this key sends to this address to PostgreSQL.
+
+        Not where a crowd waits, nor where a campaign's limits bind vouchers together.
+        """
+        if sale_id is not None:
+            terms = self._terms.of_sale(caller.project_id, sale_id)
+        else:
+            known = self._terms.peek(caller.project_id, code_norm) if code_norm else None
+            terms = known[0] if known is not None else None
+        if (
+            terms is None
+            or terms.authority != "pg"
+            or not terms.is_plain
+            or terms.campaign_id is not None
+            or self._crowds.has(terms.voucher_id)
+        ):
+            return
+        self._door.learn_redeem(path, token, caller, self._queue(caller, terms))
+
+    def forget(self, voucher_id: UUID) -> None:
+        """Send a voucher's redeems the general way until it is learnt anew; what waits is flown."""
+        known = self._queues.pop(voucher_id, None)
+        if known is not None:
+            known[2].close()
+
+    def _queue(self, caller: Caller, terms: Terms) -> CommitQueue:
+        known = self._queues.get(terms.voucher_id)
+        if known is not None and known[0] == terms and known[1] == caller.currency:
+            return known[2]
+        if len(self._queues) >= QUEUES_MAX:
+            for voucher_id in list(self._queues):
+                self.forget(voucher_id)
+        self.forget(terms.voucher_id)
+        plain = _plain_terms(caller, terms, terms.sale_id)
+        flight = _Flight(self._commits, terms)
+        queue = CommitQueue(asyncio.get_running_loop().create_future, flight.begin, terms, plain)
+        flight.queue = queue
+        self._queues[terms.voucher_id] = (terms, caller.currency, queue)
+        return queue
+
+
+class _Flight:
+    """Flies one voucher's queue: one statement at a time, by arrival."""
+
+    queue: CommitQueue
+
+    def __init__(self, commits: SharedCommits, terms: Terms) -> None:
+        self._commits = commits
+        self._terms = terms
+
+    def begin(self) -> None:
+        self._commits.start(self._fly())
+
+    async def _fly(self) -> None:
+        while True:
+            async with self._commits.flights:
+                batch = self.queue.take(BATCH_MAX)
+                if batch is None:
+                    return
+                await self._commit(batch, 0, len(batch))
+
+    async def _commit(self, batch: CommitBatch, start: int, end: int) -> None:
+        """Have a part of a batch decided, and answer it."""
+        try:
+            found = await self._decide(batch, start, end)
+        except StatementFailed as error:
+            # One poisoned request must not harm the others: each alone, with the same ids.
+            if end - start == 1:
+                batch.fail(start, error)
+                return
+            _log.warning("batch_failed", sqlstate=error.sqlstate, constraint=error.constraint)
+            for at in range(start, end):
+                await self._commit(batch, at, at + 1)
+        except Exception as error:
+            if not isinstance(error, Unavailable | OutcomeUnknown):
+                _log.exception("batch_broken")
+            for at in range(start, end):
+                batch.fail(at, error)
+        else:
+            self._commits.commits += 1
+            self._commits.decided += end - start
+            _answer(batch, start, end, found)
+
+    async def _decide(self, batch: CommitBatch, start: int, end: int) -> list[Decision]:
+        terms = self._terms
+        ids_, keys, fingerprints, customers, order_values, discounts, order_ids = batch.columns(
+            start, end
+        )
+
+        async def send(conn: db.Connection) -> list[Decision]:
+            return await db.many(
+                conn,
+                "redemptions.redeem_plain",
+                Decision,
+                project_id=terms.project_id,
+                voucher_id=terms.voucher_id,
+                version=terms.terms_version,
+                sale_id=terms.sale_id,
+                ids=ids_,
+                keys=keys,
+                fingerprints=fingerprints,
+                customers=customers,
+                order_values=order_values,
+                discounts=discounts,
+                order_ids=order_ids,
+            )
+
+        return await self._commits.ask(send)
+
+
+def _answer(batch: CommitBatch, start: int, end: int, found: list[Decision]) -> None:
+    first = found[0]
+    if first.ord == 0:
+        assert first.seq is not None and first.redeemed_at is not None
+        batch.win_from(start, end, first.seq, first.remaining, ms_of(first.redeemed_at))
+        return
+    assert len(found) == end - start, f"{end - start} asked, {len(found)} answered"
+    for decision in found:
+        at = start + decision.ord - 1
+        if decision.outcome == "redeemed":
+            assert decision.seq is not None and decision.redeemed_at is not None
+            at_ms = ms_of(decision.redeemed_at)
+            batch.win_from(at, at + 1, decision.seq, decision.remaining, at_ms)
+        else:
+            batch.tell(at, decision)
+
+
+def _plain_terms(caller: Caller, terms: Terms, sale_id: UUID | None) -> PlainTerms:
+    """Tell the compiled module what `price` and `answer` would use; see hotpath/src/plain.rs."""
+    tail = {
+        "flash_sale_id": ids.format_id("fls", sale_id) if sale_id else None,
+        "campaign_id": ids.format_id("cmp", terms.campaign_id) if terms.campaign_id else None,
+        "metadata": None,
+        "rolled_back_at": None,
+        "rollback_reason": None,
+    }
+    return PlainTerms(
+        terms.code_norm,
+        _encode(terms.code).decode(),
+        caller.currency,
+        caller.exponent,
+        terms.discount_bp if terms.discount_type == "PERCENT" else None,
+        terms.discount_minor or 0,
+        terms.min_order_minor or 0,
+        "," + _encode(tail).decode()[1:],
+    )
