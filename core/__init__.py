@@ -5,6 +5,7 @@ The floors, from the top; a floor may import what is below it (pyproject.toml ho
 commands and processes
   __main__        the command line: reads the environment, calls one function a command
   supervisor      `up`: starts everything on one machine and keeps it running
+  recover         gives a restored PostgreSQL back what Redis kept
   reconciler      the write-behind of fast sales: Redis's stream into the ledger, and settling
   worker          the clock's hand: opens, closes, grows and re-arms sales; tidies up
   doctor          says whether this set-up can keep the promise
@@ -24,6 +25,7 @@ operations
   crowds          a sold-out voucher's crowd, answered from Redis
   flash_sales     sales: make, show, open, pause, close, change
   leases          arm a lease, grow it, let units come back: PostgreSQL first, Redis second
+  history         whether PostgreSQL holds what Redis was told it holds: the gate of redeeming
   live_leases     what one API worker knows of the leases that are out
   redemptions     pricing, reading and rolling back redemptions
   vouchers        vouchers: make, read, edit, switch, validate

@@ -200,6 +200,21 @@ def verify(data_dir: Path | None, history: Path | None) -> None:
 
 @main.command()
 @_data_dir
+@click.option(
+    "--replaced", is_flag=True, help="Redis's data is not what was answered: write it off."
+)
+def recover(data_dir: Path | None, replaced: bool) -> None:
+    """Give a restored or promoted PostgreSQL back what Redis kept of fast sales."""
+    from core import recover as recovery
+
+    with _plain_failures():
+        settings = _settings(data_dir)
+        logs.configure(settings)
+        raise SystemExit(asyncio.run(recovery.run(settings, is_replaced=replaced)))
+
+
+@main.command()
+@_data_dir
 def doctor(data_dir: Path | None) -> None:
     """Check the set-up: versions, servers, roles, isolation."""
     from core import doctor as examination

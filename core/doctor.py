@@ -9,13 +9,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from core import db
+from core import db, history
 from core import settings as settings_module
 from core.data_dir import DataDirLock
 from core.db import audit, migrate
@@ -32,6 +33,8 @@ PACKAGES: Final = ("litestar", "granian", "msgspec", "asyncpg", "redis")
 SKEW_MS_MAX: Final = 250
 # A laptop's Redis answers in well under one; two says "away" without a long wait.
 REDIS_TIMEOUT_S: Final = 2.0
+# What a fence cost is told for so long; the ledger knows it for ever.
+LOSSES_SINCE: Final = timedelta(days=30)
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -175,7 +178,24 @@ async def _check_server(seen: Examination, conn: db.Connection) -> int | None:
     for finding in findings:
         seen.check(False, finding.object, finding.why)
     seen.check(not findings, f"isolation of projects: {len(audit.CHECKS)} checks of the catalogs")
+    await _check_history(seen, conn)
     return ahead_ms
+
+
+async def _check_history(seen: Examination, conn: db.Connection) -> None:
+    """Say whether this database may redeem, and what fences have cost lately."""
+    found = await history.read(conn)
+    why = found.held_for or f"it continues {found.current}, accepted is {found.accepted}"
+    seen.check(
+        found.is_accepted,
+        f"PostgreSQL holds what Redis was told it holds, since {found.changed_at:%Y-%m-%d %H:%M}",
+        f"{why}; nothing is redeemed until ./vauchflow recover",
+    )
+    for line in await history.fenced(conn):
+        seen.note(line)
+    now = await db.value(conn, "flash_sales.clock", datetime)
+    for loss in await history.losses(conn, now - LOSSES_SINCE):
+        seen.note(history.sentence_of(loss))
 
 
 async def _check_redis(seen: Examination, settings: Settings, ahead_ms: int | None) -> None:

@@ -110,6 +110,9 @@ class Leases:
             pg_system=system,
             pg_timeline=timeline,
             project=str(project_id),
+            sale=str(found.sale_id),
+            tag=found.tag,
+            seq_base=found.seq_base,
         )
         customers = (
             self.customers(project_id, found.voucher_id)
@@ -261,6 +264,9 @@ class _LeaseFacts(msgspec.Struct):
     status: str
     per_customer_limit: int | None
     voucher_id: UUID
+    sale_id: UUID
+    tag: int
+    seq_base: int
     now: datetime
 
 

@@ -46,6 +46,7 @@ class LeaseRow(msgspec.Struct, frozen=True):
     seq_base: int
     run_id: str
     code_norm: str
+    is_held: bool
 
 
 class LiveLease:
@@ -177,7 +178,12 @@ class LeaseKeeper:
             self._forget(self._live.pop(lease_id))
         for row in rows:
             await self._serve(row)
-        if self._live:
+        if any(row.is_held for row in rows):
+            # This database may lack what was won here: nothing more until it is accepted, and
+            # then each lease is judged like after a change of Redis.
+            for live in self._live.values():
+                self._backend.seal(live.slot)
+        elif self._live:
             await self._keep_honest()
 
     def _forget(self, live: LiveLease) -> None:
@@ -285,6 +291,7 @@ class LeaseKeeper:
                 "lease_workers.seal",
                 lease_id=lease_id,
                 worker_id=self._seat.worker_id,
+                node_id=self._seat.node_id,
                 run_id=run_id,
                 mark=mark if live.knows_mark else None,
             )
@@ -305,6 +312,7 @@ class LeaseKeeper:
                         "lease_workers.seal",
                         lease_id=lease_id,
                         worker_id=neighbour.worker_id,
+                        node_id=self._seat.node_id,
                         run_id=run_id,
                         mark=marks.get(str(lease_id), 0),
                     )

@@ -17,7 +17,7 @@ import redis.exceptions
 import structlog
 
 import core.db as db
-from core import ids
+from core import history, ids
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import leases
@@ -72,7 +72,6 @@ class LeaseAtWork(msgspec.Struct, frozen=True):
     open_to: int
     backlog_max: int
     run_id: str
-    pg_lineage: str
     armed_at: datetime
     last_id: str
     accounted: int
@@ -80,7 +79,6 @@ class LeaseAtWork(msgspec.Struct, frozen=True):
     starts_at: datetime | None
     ends_at: datetime | None
     now: datetime
-    lineage: str
 
 
 class _Applied(msgspec.Struct):
@@ -148,6 +146,7 @@ class Reconciler:
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._at_work: dict[UUID, LeaseAtWork] = {}
         self._checked_at = 0.0
+        self._surveyed: datetime | None = None
 
     async def run(self) -> None:
         """Look for leases for ever."""
@@ -163,8 +162,10 @@ class Reconciler:
 
     async def look(self) -> None:
         """Start a task for every lease that has none; tell the others what PostgreSQL says now."""
-        async with self.database.connection(reads_only=True) as conn:
-            rows = await db.many(conn, "reconciler.leases", LeaseAtWork)
+        rows = []
+        if await self._history_is_sound():
+            async with self.database.connection(reads_only=True) as conn:
+                rows = await db.many(conn, "reconciler.leases", LeaseAtWork)
         self._at_work = {row.lease_id: row for row in rows}
         for row in rows:
             task = self._tasks.get(row.lease_id)
@@ -173,6 +174,31 @@ class Reconciler:
         for lease_id in [at for at, task in self._tasks.items() if task.done()]:
             if lease_id not in self._at_work:
                 del self._tasks[lease_id]
+
+    async def _history_is_sound(self) -> bool:
+        """Say whether this PostgreSQL may be written to; accept one that lacks nothing.
+
+        Redis is asked what it knows when the history is another one, and once whenever PostgreSQL
+        was started: a copy put back by hand continues the very same history.
+        """
+        async with self.database.connection() as conn:
+            seen = await history.read(conn)
+            if seen.is_accepted and seen.started_at == self._surveyed:
+                return True
+            if seen.held_for is not None:
+                return False
+            found = await history.survey(conn, self.redis)
+            lacking = [one.sentence for one in found if not one.is_waiting]
+            if lacking:
+                await history.hold(conn, lacking[0])
+                _log.error("history_held", findings=lacking)
+                return False
+            if not seen.is_accepted:
+                await history.accept(conn, seen)
+                _log.warning("history_accepted", was=seen.accepted, now=seen.current)
+            await history.sweep(conn, self.redis, serve_s=SERVE_SETTLED_S, keep_s=self.trim_keep_s)
+        self._surveyed = seen.started_at
+        return seen.is_accepted
 
     async def _check_drift(self) -> None:
         """Fence what is live when Redis was set to forget: the next win might not be kept."""
@@ -251,6 +277,14 @@ class Follower:
         state = await leases.read_state(self._redis, str(self._lease_id))
         if state is None and row.state == "open":
             return await self._fence_lost()
+        if (
+            state is not None
+            and row.state == "open"
+            and state.accounted > self._accounted
+            and await self._has_gone_back(state.accounted)
+        ):
+            await asyncio.sleep(LOOK_S)
+            return False
         await self._make_follow(row, state)
         settled_any = await self._settle_next(row, waits=row.state == "open")
         await self._trim()
@@ -280,6 +314,20 @@ class Follower:
             )
         await asyncio.sleep(LOOK_S)
         return False
+
+    async def _has_gone_back(self, told: int) -> bool:
+        """Say whether PostgreSQL has less than Redis was told it has; then redeeming stops.
+
+        Redis is told after the commit: who reads PostgreSQL afterwards must find it there.
+        """
+        await self._read_offset()
+        if self._accounted >= told:
+            return False
+        reason = f"Redis heard of {told} in the ledger, which has {self._accounted}"
+        _log.error("postgresql_went_back", lease=str(self._lease_id), reason=reason)
+        async with self._database.connection() as conn:
+            await history.hold(conn, f"lease {self._lease_id}: {reason}")
+        return True
 
     async def _make_follow(self, row: LeaseAtWork, state: leases.LeaseState | None) -> None:
         """Repeat to Redis what PostgreSQL says, for the process that said it first and died."""
@@ -365,13 +413,8 @@ class Follower:
         self._last_id = taken[-1].id
         self._accounted = done.accounted
         stored = await leases.raise_accounted(self._redis, str(self._lease_id), self._accounted)
-        if stored is not None and stored > self._accounted:
-            _log.error(
-                "postgresql_went_back",
-                lease=str(self._lease_id),
-                accounted=self._accounted,
-                redis_heard_of=stored,
-            )
+        if stored is not None and stored > self._accounted and row.state == "open":
+            await self._has_gone_back(stored)
 
     async def _release_customers(self) -> None:
         """Let Redis release the customers of rolled back wins, whatever it missed of them."""

@@ -20,9 +20,10 @@ UNIQUE_BY_OUR_OWN_VALUES: Final = frozenset(
         "vf.redemptions_pkey",  # a lease's random id, or a voucher's, and a number we count
     }
 )
-# No tenant's rows: which code runs, which processes are alive, what a look at the books found.
+# No tenant's rows: which code runs, which processes are alive, what a look at the books found, and
+# whose history this is.
 OPEN_TO_ALL_PROJECTS: Final = frozenset(
-    {"vf.migrations", "vf.api_workers", "vf.lease_workers", "vf.verifications"},
+    {"vf.migrations", "vf.api_workers", "vf.lease_workers", "vf.verifications", "vf.history"},
 )
 
 CHECKS: Final[dict[str, str]] = {

@@ -108,6 +108,10 @@ def translated(error: Exception, *, may_have_committed: bool, reads_only: bool) 
             return _lost(may_have_committed)
         if state.startswith("53"):
             return unavailable("the database is out of connections, memory or disk space")
+        if state == "VF001":
+            return unavailable(
+                "the database was restored or promoted, and ./vauchflow recover has not accepted it"
+            )
         if state == "25006" and not reads_only:
             return unavailable("the database is a standby now and takes no writes")
         kind = _VIOLATIONS.get(state, StatementFailed)

@@ -14,6 +14,10 @@ def of_settled(lease_id: str) -> str:
     return f"vf:{{{lease_id}}}:a"
 
 
+# State hashes of leases, those that are served first.
+PATTERNS_OF_LEASES = ("vf:{*}:s", "vf:{*}:a")
+
+
 def of_crowd(voucher_id: str) -> tuple[str, str, str, str]:
     """Facts, idempotency records, customers, freshness."""
     tag = f"vf:{{{voucher_id}}}"

@@ -19,6 +19,7 @@ from core.hot import keys
 
 LOAD_MAX = 500  # pairs of one loading call: 1,000 values, far below where Lua's stack ends (8,000)
 CLOCK_SKEW_MS_MAX = 250  # windows are judged by Redis's clock; a quarter second is seen by nobody
+SCAN_COUNT = 1_000  # key names of one scanning call: well under a millisecond of the server
 BACKLOG_MAX = 200_000  # what a lost Redis may cost at most, the protocol's default
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     pg_timeline: str = ""
     sale: str = ""
     project: str = ""
+    tag: int = 0
+    seq_base: int = 0
 
 
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +63,27 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     pg_timeline: str
     sale: str
     project: str
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease that was loaded, as Redis has it; `is_settled`: only what is kept of it.
+
+    `tag` is 0 where the lease was armed by a version that did not store it.
+    """
+
+    lease_id: str
+    state: str
+    issued: int
+    size: int
+    accounted: int
+    backlog_max: int
+    tag: int
+    seq_base: int
+    sale: str
+    project: str
+    is_settled: bool
+    is_given_up: bool
+    is_fading: bool
 
 
 class Win(NamedTuple):
@@ -130,6 +154,7 @@ async def arm(
         "start_ms", facts.start_ms, "end_ms", facts.end_ms, "customer_limit", facts.customer_limit,
         "pg_system", facts.pg_system, "pg_timeline", facts.pg_timeline,
         "sale", facts.sale, "project", facts.project,
+        "tag", facts.tag, "seq_base", facts.seq_base,
     )  # fmt: skip
     if begun != 1:
         return False
@@ -295,6 +320,45 @@ async def retire(redis: Redis, lease_id: str, *, serve_s: int, keep_s: int) -> N
             pipe.expire(key, serve_s)
         pipe.expire(stream, max(keep_s, serve_s))
         await pipe.execute()
+
+
+async def give_up(redis: Redis, lease_id: str, *, keep_s: int) -> None:
+    """Say of a lease that the ledger cannot take it back; what is kept fades in `keep_s`."""
+    kept = keys.of_settled(lease_id)
+    await retire(redis, lease_id, serve_s=0, keep_s=keep_s)
+    if await redis.exists(kept):
+        await redis.hset(kept, "given_up", 1)
+
+
+async def held(redis: Redis) -> AsyncIterator[Held]:
+    """Yield every lease that was ever ready, settled ones for as long as they are kept.
+
+    Cost: one pass over all key names, and a call a lease.
+    """
+    seen: set[str] = set()
+    for pattern in keys.PATTERNS_OF_LEASES:
+        async for key in redis.scan_iter(match=pattern, count=SCAN_COUNT):
+            found: Any = await redis.hgetall(key)
+            row = {name.decode(): value.decode() for name, value in found.items()}
+            lease_id = row.get("lease", "")
+            if row.get("ready") != "1" or lease_id in seen:
+                continue
+            seen.add(lease_id)
+            yield Held(
+                lease_id=lease_id,
+                state=row["state"],
+                issued=int(row["issued"]),
+                size=int(row["size"]),
+                accounted=int(row["accounted"]),
+                backlog_max=int(row["backlog_max"]),
+                tag=int(row.get("tag", 0)),
+                seq_base=int(row.get("seq_base", 0)),
+                sale=row.get("sale", ""),
+                project=row.get("project", ""),
+                is_settled=key.decode() == keys.of_settled(lease_id),
+                is_given_up="given_up" in row,
+                is_fading=await redis.ttl(key) >= 0,
+            )
 
 
 async def server_facts(redis: Redis, pg_now_ms: int | None = None) -> ServerFacts:

@@ -162,7 +162,7 @@ SELECT vf.grow_lease(@project_id, @lease_id, @size_seen) AS size;
 -- name: lease_facts :one
 -- What Redis must know of a lease that is being armed.
 SELECT l.id AS lease_id, l.size, l.backlog_max, l.pg_lineage, l.state, s.starts_at, s.ends_at, s.status,
-       v.per_customer_limit, s.voucher_id, clock_timestamp() AS now
+       v.per_customer_limit, s.voucher_id, l.sale_id, l.tag, l.seq_base, clock_timestamp() AS now
   FROM vf.leases l
   JOIN vf.flash_sales s ON s.project_id = l.project_id AND s.id = l.sale_id
   JOIN vf.vouchers v ON v.project_id = l.project_id AND v.id = l.voucher_id

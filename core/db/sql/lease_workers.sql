@@ -11,7 +11,9 @@ DELETE FROM vf.api_workers w WHERE w.id = @worker_id;
 
 -- name: live :many
 -- Every lease that is out, of all projects.
-SELECT project_id, sale_id, voucher_id, lease_id, tag, state, size, seq_base, run_id, code_norm FROM vf.live_leases();
+SELECT project_id, sale_id, voucher_id, lease_id, tag, state, size, seq_base, run_id, code_norm,
+       NOT vf.is_accepted() AS is_held
+  FROM vf.live_leases();
 
 -- name: register :one
 -- Registers a worker for a lease, before it may send the first claim; says whether its seat was registered before.
@@ -29,9 +31,12 @@ UPDATE vf.lease_workers w SET serving_size = @size, seen_at = clock_timestamp()
 UPDATE vf.lease_workers w SET seen_at = clock_timestamp() WHERE w.worker_id = @worker_id;
 
 -- name: seal :exec
--- Tells PostgreSQL the mark of a worker that answers no more wins until a run id is judged.
-UPDATE vf.lease_workers w SET sealed_run_id = @run_id, mark = @mark, seen_at = clock_timestamp()
- WHERE w.lease_id = @lease_id AND w.worker_id = @worker_id;
+-- Tells PostgreSQL the mark of a worker that answers no more wins until a run id is judged. A database that was restored
+-- may have lost the registration.
+INSERT INTO vf.lease_workers AS w (lease_id, worker_id, node_id, sealed_run_id, mark)
+VALUES (@lease_id, @worker_id, @node_id, @run_id, @mark)
+    ON CONFLICT (lease_id, worker_id) DO UPDATE
+       SET sealed_run_id = excluded.sealed_run_id, mark = excluded.mark, seen_at = clock_timestamp();
 
 -- name: unsealed_neighbours :many
 -- The workers of this node that have not sealed a lease for a run id: dead ones are answered for by the living.

@@ -3,9 +3,9 @@
 -- name: leases :many
 -- Operator: every lease that is out, with how far it is in the ledger and what its sale wants.
 SELECT l.project_id, l.id AS lease_id, l.tag, l.voucher_id, l.sale_id, l.state, l.size, l.open_to, l.backlog_max,
-       l.run_id, l.pg_lineage, l.armed_at, p.last_id, p.accounted, s.starts_at, s.ends_at,
+       l.run_id, l.armed_at, p.last_id, p.accounted, s.starts_at, s.ends_at,
        s.status = 'paused' OR v.status <> 'active' OR coalesce(c.status <> 'active', false) AS is_paused,
-       clock_timestamp() AS now, vf.lineage() AS lineage
+       clock_timestamp() AS now
   FROM vf.leases l
   JOIN vf.vouchers v ON v.project_id = l.project_id AND v.id = l.voucher_id
   LEFT JOIN vf.campaigns c ON c.project_id = l.project_id AND c.id = l.campaign_id
