@@ -14,8 +14,8 @@ INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, status, d
        discount_bp, max_redemptions, expires_at, direct_count, next_number, created_at)
 SELECT $1, vf.bench_id(n), 'FILL' || n, 'FILL' || n,
        CASE WHEN n % {IN_CAMPAIGN} = 0 THEN ($4::uuid[])[n / {IN_CAMPAIGN} % {CAMPAIGNS} + 1] END,
-       CASE WHEN n % {RARE} = 7 THEN 'disabled' ELSE 'active' END, 'PERCENT', 1000, 1000,
-       CASE WHEN n % {RARE} = 9 THEN now() - interval '1 day' END, 0, 1, vf.bench_at(n)
+       CASE WHEN n % {RARE} = 7 AND n < {RARE} * {EXCEPTIONS} THEN 'disabled' ELSE 'active' END, 'PERCENT', 1000, 1000,
+       CASE WHEN n % {RARE} = 9 AND n < {RARE} * {EXCEPTIONS} THEN now() - interval '1 day' END, 0, 1, vf.bench_at(n)
   FROM generate_series($2::bigint + 1, $3::bigint) n
 
 -- name: redemptions
@@ -27,8 +27,8 @@ SELECT $1, vf.bench_id(v), (n - $2 - 1) / ($6 - $5) + 1, vf.bench_id(n), vf.benc
        CASE WHEN v % {IN_CAMPAIGN} = 0 THEN ($4::uuid[])[v / {IN_CAMPAIGN} % {CAMPAIGNS} + 1] END,
        'fill-' || lpad(n::text, 9, '0'), decode(md5(n::text), 'hex'),
        'fill-' || n * 7919 % ($3 / {A_CUSTOMER}), 'order-' || n, 8999, 900, 0,
-       CASE WHEN n % {RARE} = 3 THEN 'rolled_back' ELSE 'redeemed' END, vf.bench_at(n),
-       CASE WHEN n % {RARE} = 3 THEN vf.bench_at(n) END
+       CASE WHEN n % {RARE} = 3 AND n < {RARE} * {EXCEPTIONS} THEN 'rolled_back' ELSE 'redeemed' END, vf.bench_at(n),
+       CASE WHEN n % {RARE} = 3 AND n < {RARE} * {EXCEPTIONS} THEN vf.bench_at(n) END
   FROM generate_series($2::bigint + 1, $3::bigint) n
  CROSS JOIN LATERAL (VALUES ($5::bigint + (n - $2 - 1) % ($6::bigint - $5) + 1)) k (v)
 

@@ -471,6 +471,9 @@ async def list_page(
             )
             if voucher_id is None:
                 return [], False
+        if narrow.from_at is None and narrow.to_at is None:
+            # Days are found by their blocks.
+            await db.run(conn, "redemptions.in_order")
         rows = await db.many(
             conn,
             "redemptions.list",
@@ -478,14 +481,12 @@ async def list_page(
             project_id=caller.project_id,
             before=before,
             voucher_id=voucher_id,
-            campaign_id=narrow.campaign_id,
-            sale_id=narrow.sale_id,
-            customer_id=narrow.customer_id,
-            order_id=narrow.order_id,
-            status=narrow.status,
-            from_at=narrow.from_at,
-            to_at=narrow.to_at,
             limit=limit + 1,
+            **{
+                name: value
+                for name, value in msgspec.structs.asdict(narrow).items()
+                if name != "code"
+            },
         )
     return [from_row(caller, row) for row in rows[:limit]], len(rows) > limit
 

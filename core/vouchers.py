@@ -218,11 +218,15 @@ async def page(
 ) -> list[Voucher]:
     """Return up to `limit` vouchers, newest first. Raises: NotFound for the campaign."""
     campaign = campaign_id and await campaigns.find(conn, caller, campaign_id, field="campaign_id")
-    rows = await db.many(
-        conn, "vouchers.page", Stored,
-        project_id=caller.project_id, campaign_id=campaign.id if campaign else None,
-        status=status, after=after, limit=limit,
-    )  # fmt: skip
+    narrow = {
+        "project_id": caller.project_id, "campaign_id": campaign.id if campaign else None,
+        "after": after, "limit": limit,
+    }  # fmt: skip
+    only = None
+    if status == "expired":
+        only = await db.many(conn, "vouchers.expired_ids", UUID, **narrow)
+    await db.run(conn, "vouchers.in_order")
+    rows = await db.many(conn, "vouchers.page", Stored, status=status, only=only, **narrow)
     return [show(row, caller) for row in rows]
 
 

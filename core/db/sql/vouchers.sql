@@ -54,8 +54,29 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
   LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
  WHERE v.project_id = @project_id AND v.code_norm = @code_norm;
 
+-- name: in_order :exec
+-- Before a page, in its transaction: walk the list's own index. Without statistics of a project (a new one, an import)
+-- the planner takes it for small, gathers it whole and sorts it.
+SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true);
+
 -- name: page :many
--- Vouchers of the project, newest first, below a cursor, of one campaign and one shown status.
+-- Vouchers of the project, newest first, below a cursor, of one campaign and one shown status. The page is found
+-- first and then joined, so that no statistics can make it a join of everything. Of the expired, `only` says which.
+WITH page AS MATERIALIZED (
+    SELECT k.id
+      FROM vf.vouchers k
+     WHERE k.project_id = @project_id
+       AND (@after::uuid IS NULL OR k.id < @after)
+       AND (@campaign_id::uuid IS NULL OR k.campaign_id = @campaign_id)
+       AND (@only::uuid[] IS NULL OR k.id = ANY(@only))
+       AND (@status::text IS DISTINCT FROM 'disabled' OR k.status = 'disabled')
+       AND (@status IS DISTINCT FROM 'active' OR k.status = 'active'
+            AND (k.expires_at IS NULL OR k.expires_at > now())
+            AND NOT EXISTS (SELECT 1 FROM vf.campaigns g
+                             WHERE g.project_id = k.project_id AND g.id = k.campaign_id
+                               AND g.expires_at <= now()))
+     ORDER BY k.id DESC
+     LIMIT @limit::bigint)
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
        v.metadata, v.promotion, v.direct_count, v.leased_count,
@@ -69,20 +90,37 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
        c.per_customer_limit AS campaign_per_customer_limit,
        c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at,
        c.promotion AS campaign_promotion
-  FROM vf.vouchers v
+  FROM page
+ CROSS JOIN LATERAL (SELECT * FROM vf.vouchers k
+                      WHERE k.project_id = @project_id AND k.id = page.id OFFSET 0) v
   LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
   LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id
         AND l.state <> 'settled'
   LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
- WHERE v.project_id = @project_id
-   AND (@after::uuid IS NULL OR v.id < @after)
-   AND (@campaign_id::uuid IS NULL OR v.campaign_id = @campaign_id)
-   AND (@status::text IS NULL OR @status = CASE
-            WHEN v.status = 'disabled' THEN 'disabled'
-            WHEN least(v.expires_at, c.expires_at) <= now() THEN 'expired'
-            ELSE 'active' END)
- ORDER BY v.id DESC
- LIMIT @limit::bigint;
+ ORDER BY v.id DESC;
+
+-- name: expired_ids :many
+-- The page of the expired: those whose own time is over, and those of campaigns whose time is.
+(SELECT v.id
+   FROM vf.vouchers v
+  WHERE v.project_id = @project_id AND v.status = 'active' AND v.expires_at <= now()
+    AND (@after::uuid IS NULL OR v.id < @after)
+    AND (@campaign_id::uuid IS NULL OR v.campaign_id = @campaign_id)
+  ORDER BY v.id DESC
+  LIMIT @limit::bigint)
+UNION
+(SELECT m.id
+   FROM vf.campaigns c
+  CROSS JOIN LATERAL (
+        SELECT v.id FROM vf.vouchers v
+         WHERE v.project_id = c.project_id AND v.campaign_id = c.id AND v.status = 'active'
+           AND (@after IS NULL OR v.id < @after)
+         ORDER BY v.id DESC
+         LIMIT @limit) m
+  WHERE c.project_id = @project_id AND c.expires_at <= now()
+    AND (@campaign_id IS NULL OR c.id = @campaign_id))
+ ORDER BY id DESC
+ LIMIT @limit;
 
 -- name: edit :exec
 -- Changes dates and metadata; dates stay while a flash sale holds the voucher.
