@@ -27,6 +27,7 @@ from bench import (
     lines,
     machine,
     memory,
+    modes,
     opponents,
     packing,
     pages,
@@ -103,6 +104,8 @@ def _beyond_throughput(given: argparse.Namespace, shares: list[float]) -> list[R
         found, others = capacity.measure(near, given.rounds, given.seconds)
         results += found
         shares += others
+    if "S6b" in given.lines:
+        results += modes.measure()
     if "S12" in given.lines:
         results += memory.measure(given.claims)
     if "S13" in given.lines:
@@ -216,7 +219,14 @@ def _end(*_: object) -> None:
 
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    ids = [*dict.fromkeys(line.id for line in lines.LINES), "S7", *NEAR_CAPACITY, "S12", "S13"]
+    ids = [
+        *dict.fromkeys(line.id for line in lines.LINES),
+        "S6b",
+        "S7",
+        *NEAR_CAPACITY,
+        "S12",
+        "S13",
+    ]
     parser.add_argument("--lines", default=",".join(ids), help=f"of {', '.join(ids)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)

@@ -65,6 +65,29 @@ class Bench:
         self.audit(name)
         return run
 
+    def demand(self, mode: str, connection_count: int, stock: int, claims: int) -> Run:
+        """Ask for so many units of a stock, however many there are, settle and audit.
+
+        `mode`: strict, fast, or ordinary: a voucher with that limit. Raises: as `run`, and when
+        more or fewer units were sold than there were.
+        """
+        code = f"DEMAND{random.randrange(10**9)}"
+        sale = None
+        if mode == "ordinary":
+            self._make_voucher(code, stock)
+            path = f"/v1/vouchers/{code}/redeem"
+        else:
+            sale = self.open_sale(code, mode, stock)
+            path = f"/v1/flash-sales/{sale['id']}/claim"
+        run = self._ask(mode, self._aim(path, burst=claims), connection_count, 0)
+        # An answer on its way on each connection was not counted when the clients stopped.
+        if run.broken or abs(run.won - min(stock, claims)) > connection_count:
+            raise ProductFault(f"{mode}: {run.won} of {stock} were won, {run.broken} broken")
+        if sale is not None:
+            self.close_sale(sale, run.won, connection_count)
+        self.audit(mode)
+        return run
+
     def open_sale(self, code: str, durability: str, stock: int) -> dict[str, Any]:
         """Open a sale with one unit for each customer."""
         return self.product.open_sale(
@@ -162,8 +185,8 @@ class Bench:
                 f"{run.name}: {run.refused} refused and {run.broken} broken of {run.requests}"
             )
 
-    def _make_voucher(self, code: str) -> None:
-        self.product.must("POST", "/v1/vouchers", {"code": code, "max_redemptions": STOCK, **TERMS})
+    def _make_voucher(self, code: str, units: int = STOCK) -> None:
+        self.product.must("POST", "/v1/vouchers", {"code": code, "max_redemptions": units, **TERMS})
 
     def _make_spread(self, prefix: str) -> str:
         asyncio.run(make_vouchers(self.product, prefix, SPREAD))

@@ -471,9 +471,7 @@ async def list_page(
             )
             if voucher_id is None:
                 return [], False
-        if narrow.from_at is None and narrow.to_at is None:
-            # Days are found by their blocks.
-            await db.run(conn, "redemptions.in_order")
+        await db.run(conn, "redemptions.in_order")
         rows = await db.many(
             conn,
             "redemptions.list",

@@ -8,6 +8,7 @@ inside it must then touch one row and a handful of pages, however many redemptio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -342,3 +343,38 @@ async def test_closing_a_sale_never_waits_for_wins_being_settled(settings: Setti
             await closing.fetch(lock.sql, *(params[name] for name in lock.params))
             settled = await ledger.settle(1, 100)
         assert (settled["outcome"], settled["inserted"]) == ("applied", 100)
+
+
+async def test_a_win_is_listed_on_its_day_however_long_ago_its_sale_was_armed(
+    settings: Settings,
+) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_worker")
+        await ledger.found()
+        await ledger.arm()
+        await raw.execute("UPDATE vf.leases SET armed_at = '2025-01-01 00:00Z'")
+        # The id of a win begins with the milliseconds of the arming.
+        win = UUID(int=int(datetime(2025, 1, 1, tzinfo=UTC).timestamp() * 1000) << 80 | 1)
+        await raw.execute(
+            "INSERT INTO vf.redemptions (project_id, lease_id, seq, granted_size, id, voucher_id, "
+            "sale_id, sale_seq, idempotency_key, fingerprint, order_value_minor, discount_minor, "
+            "redeemed_at) SELECT $1, $2, 1, l.size, $3, $4, $5, 1, 'k', 'f', 1, 0, "
+            "'2025-03-05 12:00Z' FROM vf.leases l",
+            ledger.project, ledger.lease, win, ledger.voucher, ledger.sale,
+        )  # fmt: skip
+        query = queries.find("redemptions.list")
+
+        async def listed(first: int, last: int) -> list[UUID]:
+            days = {
+                "from_at": datetime(2025, 3, first, tzinfo=UTC),
+                "to_at": datetime(2025, 3, last, tzinfo=UTC),
+            }
+            asked = dict.fromkeys(query.params) | days | {"project_id": ledger.project, "limit": 5}
+            rows = await ledger.call("redemptions.list", **asked)
+            return [row["id"] for row in rows]
+
+        assert await listed(5, 6) == [win]
+        assert await listed(4, 5) == []
+        assert await listed(6, 7) == []
+        await raw.execute("UPDATE vf.leases SET settled_at = '2025-03-05 12:01Z'")
+        assert await listed(5, 6) == [win]

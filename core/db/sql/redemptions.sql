@@ -70,7 +70,10 @@ SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan'
 
 -- name: list :many
 -- A page of redemptions, newest first, below the cursor, narrowed by whatever is not null. The page is found first and
--- then joined, so that no statistics can make it a join of everything; a sale's are found by its voucher.
+-- then joined, so that no statistics can make it a join of everything; a sale's are found by its voucher. Days are found
+-- by id: a direct redemption's begins with the milliseconds of its making, a win's with those of its lease's arming, so
+-- nothing of before `to` has a later id, and nothing of after `from` an earlier one than the leases that were out then.
+-- Five minutes are what clocks may differ by.
 WITH page AS MATERIALIZED (
     SELECT r.id, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
            r.discount_minor, r.remaining, r.sale_seq, r.seq, r.status, r.redeemed_at, r.rolled_back_at,
@@ -86,8 +89,15 @@ WITH page AS MATERIALIZED (
        AND (@customer_id::text IS NULL OR r.customer_id = @customer_id)
        AND (@order_id::text IS NULL OR r.order_id = @order_id)
        AND (@status::text IS NULL OR r.status = @status)
-       AND (@from_at::timestamptz IS NULL OR r.redeemed_at >= @from_at)
-       AND (@to_at::timestamptz IS NULL OR r.redeemed_at < @to_at)
+       AND (@from_at::timestamptz IS NULL OR r.redeemed_at >= @from_at AND r.id >= (
+            SELECT rpad(lpad(to_hex((extract(epoch FROM least(@from_at, min(l.armed_at)) - interval '5 minutes')
+                                     * 1000)::bigint), 12, '0'), 32, '0')::uuid
+              FROM vf.leases l
+             WHERE l.project_id = @project_id AND l.armed_at < @from_at
+               AND (l.settled_at IS NULL OR l.settled_at >= @from_at)))
+       AND (@to_at::timestamptz IS NULL OR r.redeemed_at < @to_at AND r.id < (
+            SELECT rpad(lpad(to_hex((extract(epoch FROM @to_at + interval '5 minutes') * 1000)::bigint), 12, '0'),
+                        32, '0')::uuid))
      ORDER BY r.id DESC
      LIMIT @limit)
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
