@@ -23,6 +23,7 @@ what handlers share
 
 the nouns
   vouchers        /v1/vouchers
+  batches         /v1/vouchers/bulk and /v1/batches
   campaigns       /v1/campaigns
   redemptions     /v1/redemptions
   flash_sales     /v1/flash-sales

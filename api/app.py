@@ -17,6 +17,7 @@ from litestar.response import Response
 from api import (
     analytics,
     api_keys,
+    batches,
     campaigns,
     docs,
     flash_sales,
@@ -34,6 +35,7 @@ from core.settings import Settings
 
 ROUTES: Final[list[HTTPRouteHandler]] = [
     *vouchers.ROUTES,
+    *batches.ROUTES,
     *campaigns.ROUTES,
     *redemptions.ROUTES,
     *flash_sales.ROUTES,

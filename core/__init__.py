@@ -28,6 +28,7 @@ operations
   history         whether PostgreSQL holds what Redis was told it holds: the gate of redeeming
   live_leases     what one API worker knows of the leases that are out
   redemptions     pricing, reading and rolling back redemptions
+  batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, pause
   analytics       figures, from the ledger

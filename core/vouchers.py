@@ -1,7 +1,7 @@
 """Vouchers: made, read, edited, switched on and off, and validated. Redeeming is its own noun."""
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -141,6 +141,25 @@ async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Vouche
     """
     given_code = codes.generate() if new.code is None else new.code
     code_norm = codes.checked(given_code)
+    voucher_id = ids.new()
+    try:
+        await db.run(
+            conn, "vouchers.create",
+            project_id=caller.project_id, id=voucher_id, code=given_code.strip(" "),
+            code_norm=code_norm, **await columns(conn, caller, new),
+        )  # fmt: skip
+    except db.UniqueViolation as violation:
+        if violation.constraint != "vouchers_code_key":
+            raise
+        raise AlreadyExists("A voucher with this code is there already.", field="code") from None
+    return show(await _by_id(conn, caller, voucher_id), caller)
+
+
+async def columns(conn: db.Connection, caller: Caller, new: NewVoucher) -> dict[str, Any]:
+    """Return what a new voucher's row has besides its code and ids, by the names of its columns.
+
+    Raises: NotFound for the campaign, Invalid.
+    """
     discount = promotions.read_discount(new.discount_type, new.discount_value, caller.currency)
     time_zone = await campaigns.time_zone(conn, caller)
     kind = None if discount is None else discount.type
@@ -148,11 +167,11 @@ async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Vouche
     limits.check_window(new.starts_at, new.expires_at)
     limits.check_metadata(new.metadata or {})
     campaign_id = None
-    expires_after_days = new.expires_after_days
+    days = new.expires_after_days
     if new.campaign_id is not None:
         campaign = await campaigns.find(conn, caller, new.campaign_id, field="campaign_id")
         campaign_id = campaign.id
-        expires_after_days = expires_after_days or campaign.expires_after_days
+        days = days or campaign.expires_after_days
         if discount is None and campaign.discount_type is None:
             raise Invalid(
                 "discount_value is required: the campaign has no discount of its own",
@@ -162,26 +181,20 @@ async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Vouche
         raise Invalid(
             "discount_value is required where there is no campaign_id", field="discount_value"
         )
-    voucher_id = ids.new()
-    try:
-        await db.run(
-            conn, "vouchers.create",
-            project_id=caller.project_id, id=voucher_id, code=given_code.strip(" "),
-            code_norm=code_norm, campaign_id=campaign_id,
-            discount_type=discount and discount.type,
-            discount_bp=discount and discount.bp,
-            discount_minor=discount and discount.amount_minor,
-            min_order_minor=least_order(new.min_order_value, caller),
-            max_redemptions=new.max_redemptions, per_customer_limit=new.per_customer_limit,
-            starts_at=new.starts_at, metadata=new.metadata or {}, promotion=promotion,
-            expires_at=issued_until(new.starts_at, new.expires_at, expires_after_days,
-                                    promotion.time_zone if promotion else time_zone),
-        )  # fmt: skip
-    except db.UniqueViolation as violation:
-        if violation.constraint != "vouchers_code_key":
-            raise
-        raise AlreadyExists("A voucher with this code is there already.", field="code") from None
-    return show(await _by_id(conn, caller, voucher_id), caller)
+    clock = time_zone if promotion is None else promotion.time_zone
+    return {
+        "campaign_id": campaign_id,
+        "discount_type": kind,
+        "discount_bp": None if discount is None else discount.bp,
+        "discount_minor": None if discount is None else discount.amount_minor,
+        "min_order_minor": least_order(new.min_order_value, caller),
+        "max_redemptions": new.max_redemptions,
+        "per_customer_limit": new.per_customer_limit,
+        "starts_at": new.starts_at,
+        "expires_at": issued_until(new.starts_at, new.expires_at, days, clock),
+        "metadata": new.metadata or {},
+        "promotion": promotion,
+    }
 
 
 async def find(conn: db.Connection, caller: Caller, code_or_id: str) -> Stored:

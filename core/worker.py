@@ -1,4 +1,4 @@
-"""The clock's hand: opens sales at their start, closes them at their end, re-arms, tidies up.
+"""The clock's hand: opens sales at their start, closes them, re-arms, fills batches, tidies up.
 
 Beside that it keeps looking at the books (`core.verifications`).
 
@@ -17,7 +17,7 @@ import redis.exceptions
 import structlog
 
 import core.db as db
-from core import verifications
+from core import batches, verifications
 from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
@@ -59,6 +59,7 @@ async def run(settings: Settings) -> None:
     client = redis.asyncio.from_url(settings.redis_url)
     desk = SaleDesk(database, client, settings)
     books = asyncio.create_task(verifications.keep(settings, database))
+    filling = asyncio.create_task(batches.run(database))
     try:
         looks = 0
         while True:
@@ -69,6 +70,7 @@ async def run(settings: Settings) -> None:
             await asyncio.sleep(LOOK_S)
     finally:
         await end(books)
+        await end(filling)
         await client.aclose()
         await database.close()
 

@@ -152,6 +152,7 @@ CREATE TABLE vf.vouchers (
     created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     promotion           jsonb,
+    batch_id            uuid,
     PRIMARY KEY (project_id, id),
     CONSTRAINT vouchers_code_key UNIQUE (project_id, code_norm),
     CONSTRAINT vouchers_campaign FOREIGN KEY (project_id, campaign_id)
@@ -178,6 +179,27 @@ CREATE TABLE vf.customer_counts (
     PRIMARY KEY (customer_id, scope_id, project_id),
     CONSTRAINT customer_counts_never_over CHECK (live_count <= limit_max)
 ) WITH (fillfactor = 80);
+
+CREATE INDEX vouchers_of_batch ON vf.vouchers (batch_id, id) WHERE batch_id IS NOT NULL;
+
+-- Vouchers made together. terms: what they have in common, as columns of vf.vouchers. Where made_count is below
+-- count_wanted and status is running, the worker makes the rest, a piece a transaction.
+CREATE TABLE vf.batches (
+    project_id    uuid NOT NULL REFERENCES vf.projects (id),
+    id            uuid NOT NULL,
+    campaign_id   uuid,
+    status        text NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'done', 'cancelled')),
+    count_wanted  bigint NOT NULL CHECK (count_wanted > 0),
+    made_count    bigint NOT NULL DEFAULT 0 CHECK (made_count BETWEEN 0 AND count_wanted),
+    pattern       jsonb NOT NULL,
+    terms         jsonb NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at   timestamptz,
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT batches_campaign FOREIGN KEY (project_id, campaign_id) REFERENCES vf.campaigns (project_id, id),
+    CONSTRAINT batches_done CHECK ((status = 'done') = (made_count = count_wanted))
+);
+CREATE INDEX batches_running ON vf.batches (id) WHERE status = 'running';
 
 -- Sums that are capped, of a voucher or campaign (scope_id): what label adds up, for one customer (subject) or all
 -- (empty), in one day, week or month (period) or for ever (empty). reached_at: when it was first found spent.

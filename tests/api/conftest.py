@@ -45,6 +45,7 @@ class Api:
         self, settings: Settings, owner_url: str, log_path: Path, environ: dict[str, str]
     ) -> None:
         self.settings = settings
+        self.owner_url = owner_url
         self.environ = environ
         self.base_url = settings.base_url
         self._log_path = log_path
