@@ -26,6 +26,7 @@ the nouns
   batches         /v1/vouchers/bulk and /v1/batches
   campaigns       /v1/campaigns
   redemptions     /v1/redemptions
+  holds           /v1/holds
   flash_sales     /v1/flash-sales
   api_keys        /v1/api-keys
   analytics       /v1/analytics

@@ -12,8 +12,9 @@ from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.flash_sales import desk_of
 from api.lifespan import Services
-from core import ids, redemptions
+from core import checkouts, ids, redemptions
 from core.api_keys import Caller
+from core.checkouts import Checkout, NewCheckout
 from core.errors import Invalid, NotFound, Refusal
 from core.redemptions import Filter, NewRedemption, Redemption
 
@@ -114,6 +115,22 @@ def _narrowed(asked: pagination.Page) -> Filter:
     )
 
 
+@post(
+    "/v1/redemptions",
+    operation_id="redemptions.create",
+    status_code=200,
+    opt=shape(body=NewCheckout, answer=Checkout),
+)
+async def create(request: Req) -> Response[bytes]:
+    """Redeem up to 30 codes for one order: all of them or none, or the best that go together."""
+    caller = await auth.secret_caller(request)
+    raw, new = await bodies.received(request, NewCheckout)
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            work.answer(200, await checkouts.redeem_together(work.conn, caller, new))
+    return work.response()
+
+
 @get(
     "/v1/redemptions/{redemption:str}",
     operation_id="redemptions.get",
@@ -169,4 +186,4 @@ async def _rolled_back(
     return work.response()
 
 
-ROUTES: Final = [page, show, rollback, rollback_of]
+ROUTES: Final = [page, create, show, rollback, rollback_of]

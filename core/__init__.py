@@ -19,7 +19,8 @@ commands and processes
 operations
   redeemer        the one way in for a redeem or a claim, whoever decides it
   plain_redeems   … and what the compiled doors take and answer by themselves
-  checkouts       redeeming what goes beyond plain terms
+  holds           a use kept for a checkout, for some minutes
+  checkouts       redeeming what goes beyond plain terms, one code or several
   validations     would a redemption work? taking nothing
   quotes          pricing what goes beyond plain terms: order, rules, budgets
   crowds          a sold-out voucher's crowd, answered from Redis

@@ -74,6 +74,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     promotion: Promotion | None
     expires_after_days: int | None
     direct_count: int
+    held_count: int
     leased_count: int
     unsold_count: int
     terms_version: int
@@ -251,7 +252,7 @@ def show(stored: Stored, caller: Caller) -> Campaign:
             expires_after_days=stored.expires_after_days or msgspec.UNSET,
             **promotions.shown(stored.promotion, caller.exponent),
         ),
-        redeemed_count=taken - stored.unsold_count,
+        redeemed_count=taken - stored.held_count - stored.unsold_count,
         remaining=None if stored.max_redemptions is None else stored.max_redemptions - taken,
         metadata=stored.metadata,
         created_at=stored.created_at,

@@ -88,6 +88,8 @@ def fingerprint(code_norm: str, new: NewRedemption, request: Request) -> bytes:
     order = request.order
     value = request.order_value_minor if order is not None else None
     parts: tuple[Any, ...] = (new.customer_id, value, new.order_id, new.metadata)
+    if new.hold_id is not None:
+        parts += (new.hold_id,)
     if order is not None and order.is_itemised:
         parts += (order.items, order.shipping_minor, request.order_metadata)
     return hashlib.sha256(code_norm.encode() + b"\n" + _encoder.encode(parts)).digest()[:16]

@@ -173,7 +173,8 @@ class Redeemer:
             if sale_id is not None and terms.sale_id != sale_id:
                 row = await self._desk.glance(caller.project_id, sale_id)
                 return await self._after_sale(caller, row, new, key)
-            if not terms.is_plain or (new.order is not None and terms.sells_alone):
+            is_plain = terms.is_plain and new.order is None and new.hold_id is None
+            if not is_plain and (terms.sells_alone or not terms.is_plain):
                 told = await checkouts.redeem(self._database, caller, terms, new, key)
                 is_stale = isinstance(told, Refusal) and age_s > redemptions.TERMS_REFUSE_S
                 if told is not None and not is_stale:

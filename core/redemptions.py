@@ -45,14 +45,14 @@ class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order_id: str | None = None
     metadata: Metadata | None = None
     order: NewOrder | None = None
+    hold_id: str | None = None
 
 
 class Redemption(msgspec.Struct, frozen=True):
     """A redemption as it is answered: the same at once, on a retry and when read back.
 
-    `remaining` is the smallest limit that was left right after it, None without limits. `seq` is
-    its number, unique in its voucher or flash sale. `status`: redeemed or rolled_back. `order`: its
-    lines after this discount, where the request had them.
+    `remaining`: the smallest limit left right after it, None without limits. `seq`: its number,
+    unique in its voucher or sale. `status`: redeemed or rolled_back. `order`: its lines after it.
     """
 
     redemption_id: str
@@ -154,8 +154,9 @@ def checked(new: NewRedemption) -> NewRedemption:
 
 def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
     """Compute a plain discount, once. Pure. Refuses: order_value_too_low. Raises: Invalid."""
-    if new.order is not None:
-        raise Invalid("A flash sale takes order_value; order is not known to it.", field="order")
+    if new.order is not None or new.hold_id is not None:
+        field = "order" if new.order is not None else "hold_id"
+        raise Invalid(f"A flash sale does not take {field}.", field=field)
     order_value = None
     if money.is_given(new.order_value):
         order_value = money.parse_amount(new.order_value, currency, field="order_value")
@@ -169,8 +170,8 @@ def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
                 "order_value is required: this voucher has a minimum", field="order_value"
             )
         if order_value < terms.min_order_minor:
-            exponent = money.exponent_of(currency) or 0
-            return limits.order_value_too_low(order_value, terms.min_order_minor, exponent)
+            least, exponent = terms.min_order_minor, money.exponent_of(currency) or 0
+            return limits.order_value_too_low(order_value, least, exponent)
     assert terms.discount_type in ("PERCENT", "AMOUNT"), "richer terms are priced by core.quotes"
     discount = discounts.discount_minor(
         terms.discount_type,
@@ -325,7 +326,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Keyed(Row, frozen=True):
-    """A redemption with what tells its request from another with the same key."""
+    """A row with what tells its request from another with the same key."""
 
     fingerprint: bytes
 

@@ -63,6 +63,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Metadata
     promotion: Promotion | None
     direct_count: int
+    held_count: int
     leased_count: int
     unsold_count: int
     authority: Literal["pg", "flash"]
@@ -316,7 +317,10 @@ def show(stored: Stored, caller: Caller) -> Voucher:
         else ids.format_id("cmp", stored.campaign_id),
         max_redemptions=stored.max_redemptions,
         per_customer_limit=stored.per_customer_limit,
-        redeemed_count=stored.direct_count + stored.leased_count - stored.unsold_count,
+        redeemed_count=stored.direct_count
+        - stored.held_count
+        + stored.leased_count
+        - stored.unsold_count,
         remaining=stored.remaining,
         min_order_value=None if least is None else money.json_amount(least, caller.exponent),
         starts_at=stored.starts_at,

@@ -1,4 +1,4 @@
-"""The clock's hand: opens sales at their start, closes them, re-arms, fills batches, tidies up.
+"""The clock's hand: opens sales at their start, closes them, re-arms, fills batches, ends holds.
 
 Beside that it keeps looking at the books (`core.verifications`).
 
@@ -17,7 +17,7 @@ import redis.exceptions
 import structlog
 
 import core.db as db
-from core import batches, verifications
+from core import batches, holds, verifications
 from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
@@ -64,6 +64,7 @@ async def run(settings: Settings) -> None:
         looks = 0
         while True:
             await look(desk)
+            await holds.sweep(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
             looks += 1

@@ -112,14 +112,16 @@ CREATE TABLE vf.campaigns (
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     promotion           jsonb,
     expires_after_days  integer CHECK (expires_after_days > 0),
+    held_count          bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (project_id, id),
     CONSTRAINT campaigns_never_over CHECK (direct_count + leased_count <= max_redemptions),
+    CONSTRAINT campaigns_held CHECK (held_count BETWEEN 0 AND direct_count),
     CONSTRAINT campaigns_plain CHECK (promotion IS NOT NULL OR discount_type IN ('PERCENT', 'AMOUNT')),
     CONSTRAINT campaigns_window CHECK (starts_at < expires_at)
 ) WITH (fillfactor = 50);
 
 -- promotion: what goes beyond plain terms (core/rules/promotions.py); only where it is NULL redeem_many may decide.
--- direct_count: live redemptions decided here. leased_count: units out at Redis or won there and live.
+-- direct_count: live redemptions decided here, and live holds, which held_count counts again. leased_count: units out at Redis or won there and live.
 -- next_number only ever rises: a direct redemption's number is its seq.
 -- authority 'flash' while a fast sale's lease is out: then SQL redeems nothing.
 -- flash_sale_id: the strict sale that is armed or open on it. sale_only: made by a sale, sells only inside one.
@@ -153,11 +155,13 @@ CREATE TABLE vf.vouchers (
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     promotion           jsonb,
     batch_id            uuid,
+    held_count          bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (project_id, id),
     CONSTRAINT vouchers_code_key UNIQUE (project_id, code_norm),
     CONSTRAINT vouchers_campaign FOREIGN KEY (project_id, campaign_id)
         REFERENCES vf.campaigns (project_id, id),
     CONSTRAINT vouchers_never_over CHECK (direct_count + leased_count <= max_redemptions),
+    CONSTRAINT vouchers_held CHECK (held_count BETWEEN 0 AND direct_count),
     CONSTRAINT vouchers_plain CHECK (promotion IS NOT NULL OR discount_type IN ('PERCENT', 'AMOUNT')),
     CONSTRAINT vouchers_window CHECK (starts_at < expires_at),
     CONSTRAINT vouchers_discount CHECK (campaign_id IS NOT NULL OR discount_type IS NOT NULL)
@@ -215,6 +219,27 @@ CREATE TABLE vf.budgets (
     PRIMARY KEY (subject, period, label, scope_id, project_id),
     CONSTRAINT budgets_never_over CHECK (used <= used_max)
 ) WITH (fillfactor = 80);
+
+-- A use that is kept for a checkout until expires_at. It is taken of every limit and budget as if it were redeemed;
+-- takings says of which budgets. The redemption it becomes has its id.
+CREATE TABLE vf.holds (
+    project_id      uuid NOT NULL REFERENCES vf.projects (id),
+    id              uuid NOT NULL,
+    voucher_id      uuid NOT NULL,
+    campaign_id     uuid,
+    customer_id     text,
+    status          text NOT NULL DEFAULT 'held' CHECK (status IN ('held', 'redeemed', 'released', 'expired')),
+    discount_minor  bigint NOT NULL CHECK (discount_minor >= 0),
+    detail          jsonb NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at      timestamptz NOT NULL,
+    ended_at        timestamptz,
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT holds_voucher FOREIGN KEY (project_id, voucher_id) REFERENCES vf.vouchers (project_id, id),
+    CONSTRAINT holds_ended CHECK ((status = 'held') = (ended_at IS NULL))
+);
+CREATE INDEX holds_due ON vf.holds (expires_at) WHERE status = 'held';
+CREATE INDEX holds_of_voucher ON vf.holds (voucher_id, expires_at) WHERE status = 'held';
 
 -- ---------------------------------------------------------------------------------------------
 -- Flash sales, leases
@@ -769,14 +794,50 @@ BEGIN
     END LOOP;
 END $$;
 
--- Redeems one code, or several for one order: all or nothing, in one commit. Each is priced beforehand; p_takings says
+-- Ends a live hold as released, redeemed or expired (only once its time is over) and gives back what it took; false
+-- where it was not live any more. Locks campaign, voucher.
+CREATE FUNCTION vf.end_hold(p_project uuid, p_id uuid, p_status text)
+RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    h vf.holds;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO h FROM vf.holds k WHERE k.project_id = p_project AND k.id = p_id;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = h.campaign_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = h.voucher_id FOR NO KEY UPDATE;
+    UPDATE vf.holds k SET status = p_status, ended_at = clock_timestamp()
+     WHERE k.project_id = p_project AND k.id = p_id AND k.status = 'held'
+       AND (p_status <> 'expired' OR k.expires_at <= clock_timestamp());
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE vf.campaigns k SET direct_count = k.direct_count - 1, held_count = k.held_count - 1
+     WHERE k.project_id = p_project AND k.id = h.campaign_id;
+    UPDATE vf.vouchers k
+       SET direct_count = k.direct_count - 1, held_count = k.held_count - 1, crowd_version = k.crowd_version + 1
+     WHERE k.project_id = p_project AND k.id = h.voucher_id;
+    UPDATE vf.customer_counts k SET live_count = k.live_count - 1
+     WHERE k.customer_id = h.customer_id AND k.scope_id IN (h.voucher_id, h.campaign_id)
+       AND k.project_id = p_project AND k.live_count > 0;
+    UPDATE vf.budgets k SET used = k.used - t.used, reached_at = NULL
+      FROM jsonb_populate_recordset(NULL::vf.budgets, h.detail -> 'takings') t
+     WHERE k.subject = t.subject AND k.period = t.period AND k.label = t.label AND k.scope_id = t.scope_id
+       AND k.project_id = p_project;
+    RETURN true;
+END $$;
+
+-- Redeems one code, or several for one order: all or nothing, in one commit. With p_hold_s the uses are held for so
+-- many seconds instead; p_holds says which hold of each code is redeemed by this, whose use is given back first. Each is priced beforehand; p_takings says
 -- what it takes of which budget, by its place in the arrays. Answers a row a code (redeemed, or replayed or mismatch
 -- where the key was used before), or one row for the first code that is refused: then nothing was written but that a
 -- budget was reached. Rerouted: a flash sale holds the voucher. Locks campaigns, vouchers (each in id order), customers.
 CREATE FUNCTION vf.redeem_order(
     p_project uuid, p_customer text, p_order_id text, p_order_value bigint, p_metadata text, p_fingerprint bytea,
     p_vouchers uuid[], p_versions bigint[], p_campaigns uuid[], p_campaign_versions bigint[],
-    p_ids uuid[], p_keys text[], p_discounts bigint[], p_details text[], p_takings jsonb)
+    p_ids uuid[], p_keys text[], p_discounts bigint[], p_details text[], p_takings jsonb,
+    p_holds uuid[], p_hold_s bigint)
 RETURNS TABLE (ord bigint, outcome text, id uuid, seq bigint, remaining bigint, redeemed_at timestamptz,
                order_value_minor bigint, discount_minor bigint, detail jsonb, existing uuid, label text, used bigint)
 LANGUAGE plpgsql
@@ -786,6 +847,7 @@ DECLARE
     c vf.campaigns;
     v vf.vouchers;
     b vf.budgets;
+    h vf.holds;
     t record;
     v_at timestamptz;
     v_ord integer;
@@ -816,6 +878,20 @@ BEGIN
     BEGIN
         FOR i IN 1 .. cardinality(p_vouchers) LOOP
             v_ord := i;
+            IF p_holds[v_ord] IS NOT NULL THEN
+                SELECT * INTO h FROM vf.holds k
+                 WHERE k.project_id = p_project AND k.id = p_holds[v_ord] AND k.voucher_id = p_vouchers[v_ord];
+                v_outcome := CASE WHEN h.id IS NULL OR h.customer_id IS DISTINCT FROM p_customer THEN 'no_hold'
+                                  WHEN h.expires_at <= v_at OR NOT vf.end_hold(p_project, h.id, 'redeemed')
+                                       THEN 'hold_expired' END;
+                IF v_outcome IS NOT NULL THEN
+                    RAISE SQLSTATE 'VF001';
+                END IF;
+            END IF;
+            -- What ran out and nobody swept yet is no longer in the way.
+            PERFORM vf.end_hold(p_project, k.id, 'expired') FROM vf.holds k
+              WHERE k.voucher_id = p_vouchers[v_ord] AND k.project_id = p_project AND k.status = 'held'
+                AND k.expires_at <= v_at;
             SELECT * INTO c FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = p_campaigns[v_ord];
             SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = p_vouchers[v_ord];
             v_rest := least(v.max_redemptions - v.direct_count - v.leased_count,
@@ -832,7 +908,6 @@ BEGIN
                 WHEN v_at >= v.expires_at OR v_at >= c.expires_at THEN 'voucher_expired'
                 WHEN p_customer IS NULL AND (v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL)
                      THEN 'customer_required'
-                WHEN v_rest <= 0 THEN 'limit_reached'
             END;
             IF v_outcome IS NOT NULL THEN
                 RAISE SQLSTATE 'VF001';
@@ -854,6 +929,10 @@ BEGIN
                     RAISE SQLSTATE 'VF001';
                 END IF;
             END LOOP;
+            IF v_rest <= 0 THEN
+                v_outcome := 'limit_reached';
+                RAISE SQLSTATE 'VF001';
+            END IF;
             FOR v_taking IN SELECT x FROM jsonb_array_elements(p_takings -> (v_ord - 1)) x
             LOOP
                 SELECT * INTO b FROM jsonb_populate_record(NULL::vf.budgets, v_taking);
@@ -878,18 +957,29 @@ BEGIN
             END LOOP;
             v_rest := least(v.max_redemptions - v.direct_count - v.leased_count,
                             c.max_redemptions - c.direct_count - c.leased_count) - 1;
-            INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, campaign_id, idempotency_key,
-                   fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
-                   redeemed_at, detail)
-            VALUES (p_project, v.id, v.next_number, p_ids[v_ord], v.id, c.id, p_keys[v_ord], p_fingerprint, p_customer,
-                    p_order_id, p_order_value, p_discounts[v_ord], v_rest, p_metadata::jsonb, v_at,
-                    p_details[v_ord]::jsonb);
-            UPDATE vf.vouchers k SET direct_count = k.direct_count + 1, next_number = k.next_number + 1
-             WHERE k.project_id = p_project AND k.id = v.id;
-            UPDATE vf.campaigns k SET direct_count = k.direct_count + 1
-             WHERE k.project_id = p_project AND k.id = c.id;
-            INSERT INTO vf.outbox (project_id, event, subject, data)
-            VALUES (p_project, 'voucher.redeemed', v.id, jsonb_build_object('first', v.next_number, 'count', 1));
+            IF p_hold_s IS NOT NULL THEN
+                INSERT INTO vf.holds (project_id, id, voucher_id, campaign_id, customer_id, discount_minor, detail,
+                                      expires_at)
+                VALUES (p_project, p_ids[v_ord], v.id, c.id, p_customer, p_discounts[v_ord],
+                        p_details[v_ord]::jsonb, v_at + make_interval(secs => p_hold_s));
+                UPDATE vf.vouchers k SET direct_count = k.direct_count + 1, held_count = k.held_count + 1
+                 WHERE k.project_id = p_project AND k.id = v.id;
+                UPDATE vf.campaigns k SET direct_count = k.direct_count + 1, held_count = k.held_count + 1
+                 WHERE k.project_id = p_project AND k.id = c.id;
+            ELSE
+                INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, campaign_id, idempotency_key,
+                       fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
+                       redeemed_at, detail)
+                VALUES (p_project, v.id, v.next_number, p_ids[v_ord], v.id, c.id, p_keys[v_ord], p_fingerprint, p_customer,
+                        p_order_id, p_order_value, p_discounts[v_ord], v_rest, p_metadata::jsonb, v_at,
+                        p_details[v_ord]::jsonb);
+                UPDATE vf.vouchers k SET direct_count = k.direct_count + 1, next_number = k.next_number + 1
+                 WHERE k.project_id = p_project AND k.id = v.id;
+                UPDATE vf.campaigns k SET direct_count = k.direct_count + 1
+                 WHERE k.project_id = p_project AND k.id = c.id;
+                INSERT INTO vf.outbox (project_id, event, subject, data)
+                VALUES (p_project, 'voucher.redeemed', v.id, jsonb_build_object('first', v.next_number, 'count', 1));
+            END IF;
         END LOOP;
     EXCEPTION WHEN SQLSTATE 'VF001' THEN
         v_seen := NULL;
@@ -910,6 +1000,13 @@ BEGIN
                             NULL::bigint, NULL::bigint, v_taking, v_existing, b.label, coalesce(v_seen, 0);
         RETURN;
     END;
+    IF p_hold_s IS NOT NULL THEN
+        RETURN QUERY
+        SELECT q.ord, 'held', q.id, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint, q.discount, NULL::jsonb,
+               NULL::uuid, NULL, NULL::bigint
+          FROM unnest(p_ids, p_discounts) WITH ORDINALITY AS q (id, discount, ord);
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT q.ord, 'redeemed', q.id, r.seq, r.remaining, r.redeemed_at, r.order_value_minor, r.discount_minor,
            r.detail, NULL::uuid, NULL, NULL::bigint

@@ -32,10 +32,6 @@ def bulk(client: httpx.Client, accept: str = "*/*", **members: Any) -> httpx.Res
     return client.post("/v1/vouchers/bulk", json=given, headers={"Accept": accept})
 
 
-def vouchers_of(api: Api, batch_id: str, client: httpx.Client) -> int:
-    return len(client.get(f"/v1/batches/{batch_id}/codes").json()["codes"])
-
-
 def test_a_batch_is_answered_with_its_codes_and_each_redeems(client: httpx.Client) -> None:
     answer = bulk(client, count=25, max_redemptions=1, metadata={"channel": None, "n": 1},
                   code_config={"prefix": "SPRING-", "length": 8})  # fmt: skip
@@ -146,13 +142,20 @@ def resident_kb(api: Api) -> int:
     return max(found)
 
 
+def test_fifty_thousand_codes_are_made_in_one_request(patient: httpx.Client) -> None:
+    answer = bulk(patient, count=MANY)
+    assert answer.status_code == 201
+    assert len({code.upper() for code in answer.json()["codes"]}) == MANY
+
+
+@pytest.mark.long
 def test_fifty_thousand_codes_take_less_than_three_copies_and_little_memory(
     api: Api, patient: httpx.Client, project: Project
 ) -> None:
     bulk(patient, count=1_000)
     before_kb = resident_kb(api)
     took_s, copy_s = [], []
-    for _ in range(2):
+    for _ in range(4):
         copy_s.append(asyncio.run(copied_s(api.owner_url, project.id, MANY)))
         started_s = time.perf_counter()
         answer = bulk(patient, count=MANY)

@@ -1,6 +1,8 @@
 """Every limit and budget is reached exactly under concurrency, and nothing is half taken."""
 
 import asyncio
+import contextlib
+import random
 from collections import Counter
 from typing import Any
 from uuid import UUID
@@ -8,8 +10,10 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from core import checkouts, holds, ids
 from core.errors import Refusal
-from core.redemptions import Redemption
+from core.idempotency import Refused
+from core.redemptions import NewRedemption, Redemption
 from tests.core.conftest import House
 
 pytestmark = pytest.mark.anyio
@@ -142,3 +146,86 @@ async def test_of_concurrent_rollbacks_one_gives_back(house: House) -> None:
     assert outcomes == {"rolled_back": 1, "already_rolled_back": 7}
     assert await house.value("select used from vf.budgets") == 0
     assert isinstance(await house.redeem("BACK", "anna"), Redemption)
+
+
+async def held(house: House, code: str, customer: str, hold_s: int = 60) -> UUID | Refusal:
+    new = NewRedemption(customer_id=customer, order_value=msgspec.Raw(b"89.99"))
+    async with house.services.database.transaction(house.project_id) as conn:
+        return await checkouts.hold(conn, house.caller, new, code=code, hold_s=hold_s)
+
+
+async def test_holds_and_redeems_together_take_exactly_what_there_is(house: House) -> None:
+    for round_ in range(ROUNDS):
+        code = f"HELD{round_}"
+        voucher = await house.voucher(
+            code, max_redemptions=20, promotion=promotion({"of": "discount", "max": 54_000})
+        )
+        answers = await asyncio.gather(
+            *(held(house, code, f"c{n}") for n in range(32)),
+            *(house.redeem(code, f"r{n}") for n in range(32)),
+        )
+        kept = [answer for answer in answers if isinstance(answer, UUID)]
+        won = [answer for answer in answers if isinstance(answer, Redemption)]
+        assert len(kept) + len(won) == 20
+        assert {code_of(a) for a in answers} <= {"UUID", "Redemption", "limit_reached"}
+        counts = "select (direct_count, held_count)::text from vf.vouchers where id = $1"
+        assert await house.value(counts, voucher) == f"(20,{len(kept)})"
+        # Each hold is redeemed once, and who asks twice is told the same.
+        customers = {
+            row["id"]: row["customer_id"]
+            for row in await house.owner.fetch("select id, customer_id from vf.holds")
+        }
+        told = await asyncio.gather(
+            *(
+                house.redeem(code, customers[one], hold_id=ids.format_id("hld", one))
+                for one in kept * 2
+            )
+        )
+        ids_told = [one.redemption_id for one in told if isinstance(one, Redemption)]
+        assert Counter(ids_told) == {ids.format_id("rdm", one): 2 for one in kept}
+        assert await house.value(counts, voucher) == "(20,0)"
+        assert await live(house, "1", voucher) == 20
+
+
+async def test_what_runs_out_comes_back_once_however_many_sweep(house: House) -> None:
+    voucher = await house.voucher("SWEPT", max_redemptions=5, per_customer_limit=1)
+    assert all([isinstance(await held(house, "SWEPT", f"c{n}"), UUID) for n in range(5)])
+    assert code_of(await house.redeem("SWEPT", "late")) == "limit_reached"
+    await house.owner.execute(
+        "update vf.holds set expires_at = clock_timestamp() - interval '1 second' "
+        "where customer_id in ('c1', 'c3')"
+    )
+    swept = await asyncio.gather(*(holds.sweep(house.worker_db) for _ in range(4)))
+    assert sum(swept) == 2
+    assert await house.value("select direct_count from vf.vouchers where id = $1", voucher) == 3
+    assert isinstance(await house.redeem("SWEPT", "late"), Redemption)
+    assert isinstance(await house.redeem("SWEPT", "c1"), Redemption)
+    assert code_of(await house.redeem("SWEPT", "c0")) != "Redemption"
+
+
+async def test_orders_of_many_codes_never_deadlock_and_never_take_half(house: House) -> None:
+    campaign = await house.campaign(promotion=promotion({"of": "redemptions", "max": 30}))
+    codes = [f"M{n}" for n in range(6)]
+    for code in codes:
+        await house.voucher(code, campaign_id=campaign, max_redemptions=10)
+
+    async def order(number: int) -> int:
+        chosen = random.sample(codes, random.randint(1, 4))
+        new = checkouts.NewCheckout(codes=chosen, order_value=msgspec.Raw(b"10"))
+        told: checkouts.Checkout | Refusal | None = None
+        with contextlib.suppress(Refused):
+            async with house.services.database.transaction(house.project_id) as conn:
+                told = await checkouts.redeem_together(conn, house.caller, new)
+                if isinstance(told, Refusal):
+                    raise Refused(told)
+        if isinstance(told, Refusal):
+            assert told.code == "limit_reached"
+            return 0
+        assert told is not None
+        assert len(told.redemptions) == len(chosen)
+        return len(chosen)
+
+    taken = sum(await asyncio.gather(*(order(n) for n in range(40))))
+    assert await live(house, "1", campaign) == taken <= 30
+    assert await house.value("select used from vf.budgets") == taken
+    assert await house.value("select max(direct_count) from vf.vouchers") <= 10

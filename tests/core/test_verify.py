@@ -137,6 +137,17 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
         {"I1"},
         "a campaign's leased_count is what its leases hold",
     ),
+    "a hold that nobody counted": (
+        "insert into vf.holds (project_id, id, voucher_id, discount_minor, detail, expires_at)"
+        " values ('{PROJECT}', gen_random_uuid(), '{STRICT}', 0, '{{}}', now() + interval '1 hour')",
+        {"I1"},
+        "a voucher's held_count is its live holds: vch_",
+    ),
+    "a campaign that holds for nobody": (
+        "update vf.campaigns set held_count = 1",
+        {"I1"},
+        "a campaign's held_count is its live holds: cmp_",
+    ),
     "a budget that forgot what was taken": (
         "insert into vf.budgets values ('{PROJECT}', '{CAMPAIGN}', 'discount', '', '', 4000, 5000);"
         + TAKEN,

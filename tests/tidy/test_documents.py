@@ -118,6 +118,8 @@ def test_the_states_that_are_drawn_are_those_the_database_lets_in() -> None:
         ("vouchers", "status"),
         ("vouchers", "authority"),
         ("campaigns", "status"),
+        ("holds", "status"),
+        ("batches", "status"),
         ("flash_sales", "status"),
         ("leases", "state"),
         ("redemptions", "status"),

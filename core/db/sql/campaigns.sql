@@ -13,7 +13,8 @@ VALUES (
 -- One campaign, with the units that are out at fast sales and not sold as far as the ledger knows.
 SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discount_minor,
        c.min_order_minor, c.max_redemptions, c.per_customer_limit, c.starts_at, c.expires_at,
-       c.metadata, c.promotion, c.expires_after_days, c.direct_count, c.leased_count, u.unsold_count, c.terms_version,
+       c.metadata, c.promotion, c.expires_after_days, c.direct_count, c.held_count, c.leased_count,
+       u.unsold_count, c.terms_version,
        c.created_at, c.updated_at
   FROM vf.campaigns c
  CROSS JOIN LATERAL (
@@ -27,7 +28,8 @@ SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discoun
 -- Campaigns of the project, newest first, below a cursor, of one shown status.
 SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discount_minor,
        c.min_order_minor, c.max_redemptions, c.per_customer_limit, c.starts_at, c.expires_at,
-       c.metadata, c.promotion, c.expires_after_days, c.direct_count, c.leased_count, u.unsold_count, c.terms_version,
+       c.metadata, c.promotion, c.expires_after_days, c.direct_count, c.held_count, c.leased_count,
+       u.unsold_count, c.terms_version,
        c.created_at, c.updated_at
   FROM vf.campaigns c
  CROSS JOIN LATERAL (

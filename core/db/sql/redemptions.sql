@@ -53,7 +53,7 @@ SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discoun
 -- Decides one or several codes for one order, all or nothing, in one commit.
 SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, detail, existing, label, used
   FROM vf.redeem_order(@project_id, @customer_id, @order_id, @order_value, @metadata, @fingerprint, @vouchers, @versions,
-       @campaigns, @campaign_versions, @ids, @keys, @discounts, @details, @takings);
+       @campaigns, @campaign_versions, @ids, @keys, @discounts, @details, @takings, @holds, @hold_s);
 
 -- name: read :one
 -- One redemption by its id.

@@ -35,6 +35,9 @@ WITH ledger AS MATERIALIZED (
       FROM vf.redemptions k
      WHERE @project::uuid IS NULL OR k.project_id = @project
      GROUP BY 1, 2, 3, 4, 5, 6
+), hold AS MATERIALIZED (
+    SELECT h.project_id, h.voucher_id, h.campaign_id, count(*) AS held FROM vf.holds h
+     WHERE h.status = 'held' AND (@project::uuid IS NULL OR h.project_id = @project) GROUP BY 1, 2, 3
 ), direct AS MATERIALIZED (
     SELECT k.project_id, k.voucher_id, sum(k.live_count)::bigint AS live_count, max(k.seq_max) AS seq_max
       FROM ledger k WHERE k.is_direct GROUP BY 1, 2
@@ -63,9 +66,10 @@ WITH ledger AS MATERIALIZED (
       LEFT JOIN refused q ON q.lease_id = l.id AND q.project_id = l.project_id
      WHERE @project::uuid IS NULL OR l.project_id = @project
 ), voucher AS MATERIALIZED (
-    SELECT v.*, coalesce(d.live_count, 0) AS live_count, coalesce(d.seq_max, 0) AS seq_max,
-           coalesce(l.unit_count, 0) AS unit_count
+    SELECT v.*, coalesce(d.live_count, 0) + coalesce(h.held, 0) AS live_count, coalesce(d.seq_max, 0) AS seq_max,
+           coalesce(l.unit_count, 0) AS unit_count, coalesce(h.held, 0) AS held
       FROM vf.vouchers v
+      LEFT JOIN hold h ON h.project_id = v.project_id AND h.voucher_id = v.id
       LEFT JOIN direct d ON d.project_id = v.project_id AND d.voucher_id = v.id
       LEFT JOIN (SELECT k.project_id, k.voucher_id, sum(k.unit_count)::bigint AS unit_count
                    FROM lease k GROUP BY 1, 2) l ON l.project_id = v.project_id AND l.voucher_id = v.id
@@ -81,8 +85,11 @@ WITH ledger AS MATERIALIZED (
                    FROM lease k GROUP BY 1, 2) l ON l.project_id = s.project_id AND l.sale_id = s.id
      WHERE @project::uuid IS NULL OR s.project_id = @project
 ), campaign AS MATERIALIZED (
-    SELECT c.*, coalesce(d.live_count, 0) AS live_count, coalesce(l.unit_count, 0) AS unit_count
+    SELECT c.*, coalesce(d.live_count, 0) + coalesce(h.held, 0) AS live_count,
+           coalesce(l.unit_count, 0) AS unit_count, coalesce(h.held, 0) AS held
       FROM vf.campaigns c
+      LEFT JOIN (SELECT k.project_id, k.campaign_id, sum(k.held)::bigint AS held FROM hold k GROUP BY 1, 2) h
+             ON h.project_id = c.project_id AND h.campaign_id = c.id
       LEFT JOIN (SELECT k.project_id, k.campaign_id, sum(k.live_count)::bigint AS live_count
                    FROM ledger k WHERE k.is_direct AND k.campaign_id IS NOT NULL GROUP BY 1, 2) d
              ON d.project_id = c.project_id AND d.campaign_id = c.id
@@ -93,6 +100,12 @@ WITH ledger AS MATERIALIZED (
 ), offender (invariant, what, project_id, prefix, subject, expected, found) AS (
     SELECT 'I1', 'a voucher''s direct_count is its live direct redemptions', k.project_id, 'vch', k.id,
            k.live_count, k.direct_count FROM voucher k WHERE k.direct_count <> k.live_count
+    UNION ALL
+    SELECT 'I1', 'a voucher''s held_count is its live holds', k.project_id, 'vch', k.id,
+           k.held, k.held_count FROM voucher k WHERE k.held_count <> k.held
+    UNION ALL
+    SELECT 'I1', 'a campaign''s held_count is its live holds', k.project_id, 'cmp', k.id,
+           k.held, k.held_count FROM campaign k WHERE k.held_count <> k.held
     UNION ALL
     SELECT 'I1', 'a voucher''s leased_count is what its leases hold', k.project_id, 'vch', k.id,
            k.unit_count, k.leased_count FROM voucher k WHERE k.leased_count <> k.unit_count
@@ -234,6 +247,11 @@ WITH scope (project_id, id, prefix, limit_max) AS MATERIALIZED (
       FROM vf.redemptions k
      WHERE k.status = 'redeemed' AND k.customer_id IS NOT NULL AND (@project::uuid IS NULL OR k.project_id = @project)
      GROUP BY 1, 2, 3, 4, 5
+    UNION ALL
+    -- A hold is taken of the limits as if it were redeemed.
+    SELECT h.project_id, h.voucher_id, h.campaign_id, h.voucher_id, h.customer_id, count(*) FROM vf.holds h
+     WHERE h.status = 'held' AND h.customer_id IS NOT NULL AND (@project::uuid IS NULL OR h.project_id = @project)
+     GROUP BY 1, 2, 3, 4, 5
 ), held AS MATERIALIZED (
     SELECT s.project_id, s.id, s.prefix, s.limit_max, k.customer_id, sum(k.live_count)::bigint AS live_count,
            coalesce(sum(k.live_count) FILTER (WHERE l.id IS NULL OR l.state = 'settled'), 0)::bigint AS settled_count
@@ -267,11 +285,15 @@ SELECT 'I5' AS invariant, k.what, k.project_id, k.prefix, k.subject, 'customer '
 
 -- name: budgets :many
 -- Operator: I1, what each budget says is gone against its cap, and against what live redemptions took of it.
-WITH took AS MATERIALIZED (
+WITH live AS MATERIALIZED (
+    SELECT r.project_id, r.detail FROM vf.redemptions r WHERE r.detail IS NOT NULL AND r.status = 'redeemed'
+    UNION ALL
+    SELECT h.project_id, h.detail FROM vf.holds h WHERE h.status = 'held'
+), took AS MATERIALIZED (
     SELECT r.project_id, t.scope_id, t.label, t.subject, t.period, sum(t.used)::bigint AS used
-      FROM vf.redemptions r
+      FROM live r
      CROSS JOIN LATERAL jsonb_populate_recordset(NULL::vf.budgets, r.detail -> 'takings') t
-     WHERE r.detail IS NOT NULL AND r.status = 'redeemed' AND (@project::uuid IS NULL OR r.project_id = @project)
+     WHERE @project::uuid IS NULL OR r.project_id = @project
      GROUP BY 1, 2, 3, 4, 5
 ), budget AS MATERIALIZED (
     SELECT coalesce(k.project_id, t.project_id) AS project_id, coalesce(k.scope_id, t.scope_id) AS scope_id,

@@ -14,7 +14,7 @@ VALUES (
 -- One voucher with its campaign's terms, by id.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.promotion, v.direct_count, v.leased_count,
+       v.metadata, v.promotion, v.direct_count, v.held_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -36,7 +36,7 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
 -- One voucher with its campaign's terms, by normalised code.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.promotion, v.direct_count, v.leased_count,
+       v.metadata, v.promotion, v.direct_count, v.held_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -79,7 +79,7 @@ WITH page AS MATERIALIZED (
      LIMIT @limit::bigint)
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.promotion, v.direct_count, v.leased_count,
+       v.metadata, v.promotion, v.direct_count, v.held_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
