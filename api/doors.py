@@ -33,10 +33,11 @@ from core.hot.rust import Call, Door, RustBackend
 from core.live_leases import LeaseKeeper, LiveLease
 from core.plain_redeems import PlainRedeems
 from core.redeemer import CLAIM_WAIT_MS, Redeemer
-from core.redemptions import NewRedemption, Redemption, TermsCache
+from core.redemptions import NewRedemption, Redemption
 from core.rules import codes
 from core.seats import Seat
 from core.shared_commits import FLIGHTS_MAX, QUEUE_MAX, SharedCommits
+from core.terms import TermsCache
 
 # A redeem statement takes milliseconds; one that took two seconds is resolved by asking again.
 COMMIT_TIMEOUT: Final = timedelta(seconds=2)

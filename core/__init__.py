@@ -28,6 +28,7 @@ operations
   leases          arm a lease, grow it, let units come back: PostgreSQL first, Redis second
   history         whether PostgreSQL holds what Redis was told it holds: the gate of redeeming
   live_leases     what one API worker knows of the leases that are out
+  terms           what a process remembers of vouchers that are being redeemed
   redemptions     pricing, reading and rolling back redemptions
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate

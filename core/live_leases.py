@@ -19,7 +19,8 @@ import core.db as db
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import ClaimBackend, leases
-from core.redemptions import Terms, TermsCache
+from core.redemptions import Terms
+from core.terms import TermsCache
 
 # A sale opens within a third of a second on every worker, for five small reads a second.
 POLL_S: Final = 0.2

@@ -21,8 +21,9 @@ from core.errors import OutcomeUnknown, Unavailable
 from core.hot import ClaimBackend
 from core.hot.rust import CommitBatch, CommitQueue, Door, PlainTerms, RustBackend
 from core.live_leases import LiveLease
-from core.redemptions import Terms, TermsCache, ms_of
+from core.redemptions import Terms, ms_of
 from core.shared_commits import BATCH_MAX, Decision, SharedCommits
+from core.terms import TermsCache
 
 # Vouchers whose queue is kept: those that are redeemed at this moment.
 QUEUES_MAX: Final = 4_096

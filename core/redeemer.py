@@ -19,9 +19,10 @@ from core.errors import IdempotencyMismatch, NotFound, OutcomeUnknown, Refusal, 
 from core.flash_sales import SaleDesk, SaleRow
 from core.hot import Answer, ClaimBackend, Outcome, RawAnswer
 from core.live_leases import LeaseKeeper, LiveLease
-from core.redemptions import NewRedemption, Priced, Redemption, Terms, TermsCache
+from core.redemptions import NewRedemption, Priced, Redemption, Terms
 from core.rules import codes
 from core.shared_commits import Decision, SharedCommits
+from core.terms import TermsCache
 
 # How long a claim may wait before it is sent; then it is answered "not applied".
 CLAIM_WAIT_MS: Final = 1_000

@@ -139,7 +139,7 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
     ),
     "a hold that nobody counted": (
         "insert into vf.holds (project_id, id, voucher_id, discount_minor, detail, expires_at)"
-        " values ('{PROJECT}', gen_random_uuid(), '{STRICT}', 0, '{{}}', now() + interval '1 hour')",
+        " values ('{PROJECT}', gen_random_uuid(), '{STRICT}', 0, '{{}}', now() + '1 h'::interval)",
         {"I1"},
         "a voucher's held_count is its live holds: vch_",
     ),
