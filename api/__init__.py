@@ -25,6 +25,7 @@ the nouns
   vouchers        /v1/vouchers
   batches         /v1/vouchers/bulk and /v1/batches
   campaigns       /v1/campaigns
+  customers       /v1/customers
   redemptions     /v1/redemptions
   holds           /v1/holds
   flash_sales     /v1/flash-sales

@@ -241,6 +241,20 @@ CREATE TABLE vf.holds (
 CREATE INDEX holds_due ON vf.holds (expires_at) WHERE status = 'held';
 CREATE INDEX holds_of_voucher ON vf.holds (voucher_id, expires_at) WHERE status = 'held';
 
+-- Registered customers, by the shop's own id, which redemptions carry without asking here.
+CREATE TABLE vf.customers (
+    project_id   uuid NOT NULL REFERENCES vf.projects (id),
+    id           uuid NOT NULL,
+    customer_id  text NOT NULL,
+    name         text,
+    email        text,
+    attributes   jsonb NOT NULL DEFAULT '{}',
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT customers_customer_id_key UNIQUE (project_id, customer_id)
+);
+
 -- ---------------------------------------------------------------------------------------------
 -- Flash sales, leases
 
@@ -480,6 +494,7 @@ GRANT SELECT, INSERT, UPDATE ON vf.projects, vf.accounts, vf.users TO vf_worker;
 
 REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine FROM vf_app, vf_worker;
 GRANT DELETE ON vf.idempotency_keys TO vf_worker;
+GRANT DELETE ON vf.customers TO vf_app, vf_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON vf.api_workers, vf.lease_workers TO vf_app, vf_worker;
 GRANT SELECT ON vf.verifications TO vf_app;
 GRANT SELECT, INSERT, UPDATE ON vf.verifications TO vf_worker;

@@ -1,0 +1,186 @@
+"""Customers: who redeems. Registered or only known from the books, read, exported and erased.
+
+A customer is named by the shop's own id, the one that redemptions carry; nobody must be
+registered to redeem.
+"""
+
+from datetime import datetime
+from typing import Annotated, Final
+from uuid import UUID
+
+import msgspec
+
+from core import db, ids, redemptions
+from core.api_keys import Caller
+from core.errors import NotFound, Refusal
+from core.redemptions import REFERENCE_LENGTH_MAX, Redemption
+from core.rules import limits
+from core.rules.limits import Metadata
+
+# A person's redemptions in one export; the largest shops' best customers have some thousands.
+EXPORT_MAX: Final = 100_000
+
+CustomerId = Annotated[str, msgspec.Meta(min_length=1, max_length=REFERENCE_LENGTH_MAX)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=320)]
+
+
+class NewCustomer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Who is registered; members that are left out of a second registration stay."""
+
+    customer_id: CustomerId
+    name: Text | None = None
+    email: Text | None = None
+    attributes: Metadata | None = None
+
+
+class CustomerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What may change of a customer: members that are left out stay, null clears."""
+
+    name: Text | msgspec.UnsetType | None = msgspec.UNSET
+    email: Text | msgspec.UnsetType | None = msgspec.UNSET
+    attributes: Metadata | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A customer's row, with what the ledger says; without a row the id is None."""
+
+    id: UUID | None
+    customer_id: str
+    name: str | None
+    email: str | None
+    attributes: Metadata
+    redemption_count: int
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class Customer(msgspec.Struct, frozen=True, kw_only=True):
+    """A customer as the API shows it. `id` is None for one who never was registered."""
+
+    id: str | None
+    customer_id: str
+    name: str | None
+    email: str | None
+    attributes: Metadata
+    redemption_count: int
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class Export(msgspec.Struct, frozen=True):
+    """Everything that is kept of a customer."""
+
+    customer: Customer
+    redemptions: list[Redemption]
+
+
+class Erased(msgspec.Struct, frozen=True):
+    """What was erased. The redemptions stay in the books under `pseudonym`."""
+
+    pseudonym: str
+    redemptions: int
+
+
+async def register(conn: db.Connection, caller: Caller, new: NewCustomer) -> Customer:
+    """Register a customer, or change one who is registered. Idempotent. Raises: Invalid."""
+    limits.check_metadata(new.attributes or {}, field="attributes")
+    await db.run(
+        conn, "customers.register",
+        project_id=caller.project_id, id=ids.new(), customer_id=new.customer_id,
+        customer_name=new.name, email=new.email, attributes=new.attributes,
+    )  # fmt: skip
+    return await get(conn, caller, new.customer_id)
+
+
+async def get(conn: db.Connection, caller: Caller, name: str) -> Customer:
+    """Return a customer by the shop's id or the `cus_…` one. Raises: NotFound."""
+    return show(await find(conn, caller, name))
+
+
+async def find(conn: db.Connection, caller: Caller, name: str) -> Stored:
+    """Return a customer who is registered or in the books. Raises: NotFound."""
+    stored = await db.one(
+        conn, "customers.by_name", Stored,
+        project_id=caller.project_id, customer_id=name, id=ids.parse_id("cus", name),
+    )  # fmt: skip
+    if stored is None:
+        raise NotFound("There is no such customer in this project.")
+    return stored
+
+
+async def page(
+    conn: db.Connection, caller: Caller, *, email: str | None, after: UUID | None, limit: int
+) -> list[Customer]:
+    """Return up to `limit` registered customers, newest first."""
+    rows = await db.many(
+        conn, "customers.page", Stored,
+        project_id=caller.project_id, email=email, after=after, limit=limit,
+    )  # fmt: skip
+    return [show(row) for row in rows]
+
+
+async def edit(conn: db.Connection, caller: Caller, name: str, patch: CustomerPatch) -> Customer:
+    """Change a registered customer. Raises: NotFound, Invalid."""
+    stored = await find(conn, caller, name)
+    attributes = None if patch.attributes is msgspec.UNSET else patch.attributes or {}
+    limits.check_metadata(attributes or {}, field="attributes")
+    if stored.id is None:
+        raise NotFound("This customer is not registered; POST /v1/customers does that.")
+    await db.run(
+        conn, "customers.edit", project_id=caller.project_id, id=stored.id,
+        sets_name=patch.name is not msgspec.UNSET,
+        customer_name=None if patch.name is msgspec.UNSET else patch.name,
+        sets_email=patch.email is not msgspec.UNSET,
+        email=None if patch.email is msgspec.UNSET else patch.email,
+        attributes=attributes,
+    )  # fmt: skip
+    return await get(conn, caller, name)
+
+
+async def export(conn: db.Connection, caller: Caller, name: str) -> Export:
+    """Return everything that is kept of a customer, newest redemption first. Raises: NotFound."""
+    stored = await find(conn, caller, name)
+    rows = await db.many(
+        conn, "customers.redemptions", redemptions.Row,
+        project_id=caller.project_id, customer_id=stored.customer_id, limit=EXPORT_MAX,
+    )  # fmt: skip
+    return Export(show(stored), [redemptions.from_row(caller, row) for row in rows])
+
+
+async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refusal:
+    """Forget a person: the registration goes, the books keep their rows under a random name.
+
+    Limits that the person had used go with the pseudonym. Refuses: sale_live, while a fast sale
+    of the project is out, whose copy of the name would come back. Raises: NotFound.
+    """
+    stored = await find(conn, caller, name)
+    if await db.value(conn, "customers.has_live_lease", bool, project_id=caller.project_id):
+        return Refusal(
+            "sale_live", "A fast sale is armed or open; erase the customer when it is settled."
+        )
+    pseudonym = f"erased-{ids.format_id('cus', ids.new())[4:]}"
+    person = {"project_id": caller.project_id, "customer_id": stored.customer_id}
+    params = {**person, "pseudonym": pseudonym}
+    await db.run(conn, "customers.release_holds", **person)
+    renamed = await db.run(conn, "customers.rename_redemptions", **params)
+    await db.run(conn, "customers.rename_takings", **params)
+    await db.run(conn, "customers.rename_counts", **params)
+    await db.run(conn, "customers.rename_budgets", **params)
+    await db.run(conn, "customers.rename_holds", **params)
+    await db.run(conn, "customers.rename_answers", **params)
+    await db.run(conn, "customers.forget", **person)
+    return Erased(pseudonym, renamed)
+
+
+def show(stored: Stored) -> Customer:
+    """Write a row as the API shows it."""
+    return Customer(
+        id=ids.format_id("cus", stored.id) if stored.id is not None else None,
+        customer_id=stored.customer_id,
+        name=stored.name,
+        email=stored.email,
+        attributes=stored.attributes,
+        redemption_count=stored.redemption_count,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+    )
