@@ -8,7 +8,7 @@ asks PostgreSQL to judge. Claims never wait for it: what it knows is in two dict
 import asyncio
 import contextlib
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -46,6 +46,7 @@ class LeaseRow(msgspec.Struct, frozen=True):
     size: int
     seq_base: int
     run_id: str
+    judged: int
     code_norm: str
     is_held: bool
 
@@ -58,7 +59,7 @@ class LiveLease:
         "knows_mark",
         "lease_bytes",
         "row",
-        "sealed_for",
+        "sealed_at",
         "serving_size",
         "slot",
         "sold_out_until",
@@ -69,8 +70,8 @@ class LiveLease:
         """Serve a lease through a slot of the backend.
 
         `knows_mark`: false when this seat served the lease before its node was restarted.
-        `sold_out_until` is on this process's monotonic clock. `sealed_for` is "other" or "same"
-        while PostgreSQL judges whether another Redis process, or the same one, may go on.
+        `sold_out_until` is on this process's monotonic clock. `sealed_at` is
+        set while PostgreSQL judges whether Redis may go on: a later judgement than this one says.
         `is_plain`: the compiled backend has the terms and may answer plain claims by itself.
         """
         self.row = row
@@ -79,7 +80,7 @@ class LiveLease:
         self.slot = slot
         self.serving_size = 0
         self.sold_out_until = 0.0
-        self.sealed_for: str | None = None
+        self.sealed_at: int | None = None
         self.knows_mark = knows_mark
         self.is_plain = False
 
@@ -94,17 +95,21 @@ class Seat(Protocol):
     def marks_of_dead(self, worker_id: str) -> dict[str, int] | None: ...
 
 
-class _Judgement(msgspec.Struct):
+class Judgement(msgspec.Struct):
+    """What PostgreSQL decided of a lease whose Redis came back as another process."""
+
     outcome: str
     run_id: str | None
 
 
 class _Neighbour(msgspec.Struct):
     worker_id: str
+    seen_at: datetime
 
 
-class _Seal(msgspec.Struct):
-    sealed_run_id: str | None
+class _Joined(msgspec.Struct):
+    joined: bool
+    was_registered: bool
 
 
 class LeaseKeeper:
@@ -184,6 +189,7 @@ class LeaseKeeper:
             # then each lease is judged like after a change of Redis.
             for live in self._live.values():
                 self._backend.seal(live.slot)
+                live.sealed_at = None
         elif self._live:
             await self._keep_honest()
 
@@ -198,21 +204,9 @@ class LeaseKeeper:
             terms = await self._terms.load(row.project_id, row.code_norm)
             if terms is None or row.state == "arming":
                 return
-            async with self._database.connection() as conn:
-                was_registered = await db.value(
-                    conn,
-                    "lease_workers.register",
-                    bool,
-                    lease_id=row.lease_id,
-                    worker_id=self._seat.worker_id,
-                    node_id=self._seat.node_id,
-                )
-            slot = self._backend.open_lease(str(row.lease_id), row.run_id)
-            knows_mark = not (was_registered and self._backend.status().marks_lost)
-            live = LiveLease(row, terms, slot, knows_mark=knows_mark)
-            self._live[row.lease_id] = live
-            self.by_sale[row.sale_id] = live
-            self.by_code[row.project_id, row.code_norm] = live
+            live = await self._join(row, terms)
+            if live is None:
+                return
         live.row = row
         if live.serving_size != row.size:
             live.sold_out_until = 0.0
@@ -227,6 +221,37 @@ class LeaseKeeper:
                 )
             live.serving_size = row.size
 
+    async def _join(self, row: LeaseRow, terms: Terms) -> LiveLease | None:
+        """Take a seat at a lease; None where it is over or served by another Redis by now.
+
+        Of a fenced lease only the mark is of interest, and only if this seat served it before.
+        """
+        lease_id = str(row.lease_id)
+        async with self._database.connection() as conn:
+            seated = await db.one(
+                conn,
+                "lease_workers.join",
+                _Joined,
+                project_id=row.project_id,
+                lease_id=row.lease_id,
+                worker_id=self._seat.worker_id,
+                node_id=self._seat.node_id,
+                run_id=row.run_id,
+            )
+        assert seated is not None
+        if not seated.joined and not (row.state == "fenced" and seated.was_registered):
+            return None
+        slot = self._backend.open_lease(lease_id, row.run_id)
+        knows_mark = not (seated.was_registered and self._backend.status().marks_lost)
+        live = LiveLease(row, terms, slot, knows_mark=knows_mark)
+        self._live[row.lease_id] = live
+        if seated.joined:
+            self.by_sale[row.sale_id] = live
+            self.by_code[row.project_id, row.code_norm] = live
+        else:
+            self._backend.seal(slot)
+        return live
+
     async def _keep_honest(self) -> None:
         """Seal, tell and unseal wherever the Redis that answers is not the one PostgreSQL knows."""
         status = self._backend.status()
@@ -239,62 +264,84 @@ class LeaseKeeper:
             is_same = live.row.run_id == status.run_id and not slot.sealed
             if is_same and live.row.state != "fenced":
                 continue
-            await self._judge(live, status.run_id)
+            await self._judge(live, status.run_id, slot.sealed_reason)
 
-    async def _judge(self, live: LiveLease, run_id: str) -> None:
+    async def _judge(self, live: LiveLease, run_id: str, reason: str | None) -> None:
         if live.row.state in ("fenced", "settled"):
             await self._tell(live, self._backend.seal(live.slot), run_id)
             return
-        at: dict[str, Any] = {
-            "lease_id": live.row.lease_id,
-            "worker_id": self._seat.worker_id,
-        }
-        if live.sealed_for is not None and live.row.run_id == run_id:
-            # A judgement needs the seal of every worker, this one's too: that the lease names
-            # this run id says it was judged intact. If it always named it, a lifted seal does.
-            is_judged = live.sealed_for != "same"
-            if not is_judged:
-                async with self._database.connection(reads_only=True) as conn:
-                    own = await db.one(conn, "lease_workers.own_seal", _Seal, **at)
-                is_judged = own is not None and own.sealed_run_id is None
-            if is_judged:
-                self._backend.reopen(live.slot, run_id)
-                live.sealed_for = None
-                _log.info("lease_unsealed", lease=str(live.row.lease_id), run_id=run_id)
-                return
-        if live.sealed_for is None:
-            live.sealed_for = "same" if live.row.run_id == run_id else "other"
-        await self._tell(live, self._backend.seal(live.slot), run_id)
-        state = await self._state_of(live.row.lease_id, run_id)
+        row = live.row
+        if live.sealed_at is not None and live.sealed_at < row.judged and row.run_id == run_id:
+            await self._unseal(live)
+            return
+        if live.sealed_at is None:
+            # Sealed only because a connection was another process's: the lease's last judgement
+            # will do, once the two are the same. Else Redis is in doubt: a new one is needed.
+            live.sealed_at = row.judged - (reason == "run_id" or row.run_id != run_id)
+        if not await self._tell(live, self._backend.seal(live.slot), run_id):
+            return
+        state = await self._state_of(row.lease_id, run_id)
         if state is _UNSURE:
             return
+        if reason == "seq_not_above_mark":
+            # It gave a number out twice, and may by now have issued as many as were answered.
+            state = None
         async with self._database.connection() as conn:
             judgement = await db.one(
                 conn,
                 "lease_workers.judge",
-                _Judgement,
-                project_id=live.row.project_id,
-                lease_id=live.row.lease_id,
-                run_id_old=live.row.run_id,
+                Judgement,
+                project_id=row.project_id,
+                lease_id=row.lease_id,
+                run_id_old=row.run_id,
                 run_id_new=run_id,
                 issued=state,
                 deadline=SILENT_AFTER,
             )
         if judgement is not None and judgement.outcome != "waiting":
-            _log.warning("lease_judged", lease=str(live.row.lease_id), outcome=judgement.outcome)
+            _log.warning("lease_judged", lease=str(row.lease_id), outcome=judgement.outcome)
 
-    async def _tell(self, live: LiveLease, mark: int, run_id: str) -> None:
-        """Write this worker's seal, and those of dead neighbours whose marks it can read."""
-        lease_id = live.row.lease_id
+    async def _unseal(self, live: LiveLease) -> None:
+        """Open the slot again, after PostgreSQL has agreed that the seal counts no more."""
+        row = live.row
         async with self._database.connection() as conn:
-            await db.run(
+            may_open = await db.value(
+                conn,
+                "lease_workers.unseal",
+                bool,
+                project_id=row.project_id,
+                lease_id=row.lease_id,
+                worker_id=self._seat.worker_id,
+                run_id=row.run_id,
+                judged=row.judged,
+            )
+        if may_open:
+            self._backend.reopen(live.slot, row.run_id)
+            live.sealed_at = None
+            _log.info("lease_unsealed", lease=str(row.lease_id), run_id=row.run_id)
+
+    async def _tell(self, live: LiveLease, mark: int, run_id: str) -> bool:
+        """Write this worker's seal, and those of dead neighbours whose marks it can read.
+
+        False: something was judged since this worker looked, so it has to look again.
+        """
+        lease_id = live.row.lease_id
+        told: dict[str, Any] = {
+            "project_id": live.row.project_id,
+            "lease_id": lease_id,
+            "node_id": self._seat.node_id,
+            "run_id": run_id,
+            "judged": live.row.judged,
+        }
+        async with self._database.connection() as conn:
+            counts = await db.value(
                 conn,
                 "lease_workers.seal",
-                lease_id=lease_id,
+                bool,
                 worker_id=self._seat.worker_id,
-                node_id=self._seat.node_id,
-                run_id=run_id,
                 mark=mark if live.knows_mark else None,
+                seen_at=None,
+                **told,
             )
             neighbours = await db.many(
                 conn,
@@ -308,15 +355,16 @@ class LeaseKeeper:
             for neighbour in neighbours:
                 marks = self._seat.marks_of_dead(neighbour.worker_id)
                 if marks is not None:
-                    await db.run(
+                    await db.value(
                         conn,
                         "lease_workers.seal",
-                        lease_id=lease_id,
+                        bool,
                         worker_id=neighbour.worker_id,
-                        node_id=self._seat.node_id,
-                        run_id=run_id,
                         mark=marks.get(str(lease_id), 0),
+                        seen_at=neighbour.seen_at,
+                        **told,
                     )
+        return counts
 
     async def _state_of(self, lease_id: UUID, run_id: str) -> int | object | None:
         """Return what this very Redis process has issued, None when it lacks the lease."""

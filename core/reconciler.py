@@ -21,7 +21,7 @@ from core import history, ids
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import leases
-from core.live_leases import SILENT_AFTER
+from core.live_leases import SILENT_AFTER, Judgement
 from core.settings import Settings
 
 # New leases are noticed within a third of a second; a lease lives for minutes.
@@ -354,7 +354,7 @@ class Follower:
     async def _settle_next(self, row: LeaseAtWork, *, waits: bool) -> bool:
         """Write the next wins. False: there are none."""
         assert self._last_id is not None
-        entries = await leases.read_wins(
+        run_id, entries = await leases.read_wins_of(
             self._redis,
             str(self._lease_id),
             self._last_id,
@@ -372,7 +372,7 @@ class Follower:
                     break
             last = taken[-1]
             until = await self._end_of_poison(last, entries) if last.fault is not None else 0
-            await self._apply(row, taken, until)
+            await self._apply(row, run_id, taken, until)
             if not entries:
                 return True
         return False
@@ -390,7 +390,7 @@ class Follower:
         return state.issued if state is not None else 0
 
     async def _apply(
-        self, row: LeaseAtWork, taken: list[leases.StreamEntry], poison_until: int
+        self, row: LeaseAtWork, run_id: str, taken: list[leases.StreamEntry], poison_until: int
     ) -> None:
         params = _arrays(row, taken, self._accounted, poison_until)
         async with self._database.connection() as conn:
@@ -400,6 +400,7 @@ class Follower:
                 _Applied,
                 project_id=row.project_id,
                 lease_id=self._lease_id,
+                run_id=run_id,
                 from_id=self._last_id,
                 to_id=taken[-1].id,
                 **params,
@@ -407,7 +408,9 @@ class Follower:
         assert done is not None
         if done.outcome != "applied":
             self.forget()
-            raise Unavailable(f"another reconciler is at work on this lease: {done.outcome}")
+            raise Unavailable(
+                f"another reconciler is at work on this lease, or another Redis: {done.outcome}"
+            )
         if done.quarantined:
             _log.error("wins_quarantined", lease=str(self._lease_id), count=done.quarantined)
         self._last_id = taken[-1].id
@@ -465,16 +468,18 @@ class Follower:
             return False
         # Nobody was answered: the lease never opened.
         await leases.set_state(self._redis, str(self._lease_id), "closed")
-        return await self._settle(row, 0)
+        return await self._settle(row, None, 0)
 
     async def _settle_drained(self, row: LeaseAtWork) -> bool:
         """Settle a lease whose stream is at its end."""
-        state = await leases.read_state(self._redis, str(self._lease_id))
-        if row.state == "draining" and state is not None and state.state == "closed":
-            if state.issued > self._accounted:
-                return False
-            return await self._settle(row, state.issued)
-        if row.state != "fenced":
+        if row.state == "draining":
+            run_id, state = await leases.read_state_of(self._redis, str(self._lease_id))
+            if run_id != row.run_id:
+                await self._judge(row, run_id, state)
+            elif state is not None and state.state == "closed":
+                if state.issued > self._accounted:
+                    return False
+                return await self._settle(row, run_id, state.issued)
             await asyncio.sleep(LOOK_S)
             return False
         async with self._database.connection(reads_only=True) as conn:
@@ -489,13 +494,30 @@ class Follower:
         if seals.waiting:
             await asyncio.sleep(LOOK_S)
             return False
-        # All marks known: nothing above the highest was answered. Else the backlog bounds it.
-        open_to = max(self._accounted, seals.mark)
-        if seals.silent:
-            open_to = min(row.size, self._accounted + row.backlog_max)
-        return await self._settle(row, open_to)
+        # All marks known: nothing above the highest was answered. Else the backlog bounds it,
+        # counted from what is in the ledger at that very commit.
+        open_to = None if seals.silent else max(self._accounted, seals.mark)
+        return await self._settle(row, None, open_to)
 
-    async def _settle(self, row: LeaseAtWork, open_to: int) -> bool:
+    async def _judge(self, row: LeaseAtWork, run_id: str, state: leases.LeaseState | None) -> None:
+        """Ask for a judgement of a Redis that came back while nobody serves the lease any more."""
+        async with self._database.connection() as conn:
+            judgement = await db.one(
+                conn,
+                "lease_workers.judge",
+                Judgement,
+                project_id=row.project_id,
+                lease_id=self._lease_id,
+                run_id_old=row.run_id,
+                run_id_new=run_id,
+                issued=state.issued if state is not None and state.ready else None,
+                deadline=SILENT_AFTER,
+            )
+        assert judgement is not None
+        if judgement.outcome != "waiting":
+            _log.warning("lease_judged", lease=str(self._lease_id), outcome=judgement.outcome)
+
+    async def _settle(self, row: LeaseAtWork, run_id: str | None, open_to: int | None) -> bool:
         async with self._database.connection() as conn:
             done = await db.one(
                 conn,
@@ -503,9 +525,15 @@ class Follower:
                 _Settled,
                 project_id=row.project_id,
                 lease_id=self._lease_id,
+                state=row.state,
+                run_id=run_id,
                 open_to=open_to,
             )
             assert done is not None
+            if done.outcome == "changed":
+                _log.info("lease_changed", lease=str(self._lease_id), seen=row.state)
+                await asyncio.sleep(LOOK_S)
+                return False
             await db.run(conn, "reconciler.drop_workers", lease_id=self._lease_id)
         _log.info(
             "lease_settled",

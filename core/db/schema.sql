@@ -316,6 +316,8 @@ CREATE TABLE vf.leases (
     armed_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     settled_at   timestamptz,
     opened_at    timestamptz,
+    judged       integer NOT NULL DEFAULT 0,
+    past_run_ids text[] NOT NULL DEFAULT '{}',
     PRIMARY KEY (project_id, id),
     CONSTRAINT leases_id_key UNIQUE (id),
     CONSTRAINT leases_tag_key UNIQUE (tag),
@@ -533,10 +535,10 @@ $$;
 -- Every lease that is out, for the workers that serve claims.
 CREATE FUNCTION vf.live_leases()
 RETURNS TABLE (project_id uuid, sale_id uuid, voucher_id uuid, lease_id uuid, tag bigint, state text,
-               size bigint, seq_base bigint, run_id text, code_norm text)
+               size bigint, seq_base bigint, run_id text, judged integer, code_norm text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT l.project_id, l.sale_id, l.voucher_id, l.id, l.tag, l.state, l.size, l.seq_base, l.run_id, v.code_norm
+    SELECT l.project_id, l.sale_id, l.voucher_id, l.id, l.tag, l.state, l.size, l.seq_base, l.run_id, l.judged, v.code_norm
       FROM vf.leases l JOIN vf.vouchers v ON v.project_id = l.project_id AND v.id = l.voucher_id
      WHERE l.state <> 'settled'
 $$;
@@ -1191,11 +1193,12 @@ BEGIN
 END $$;
 
 -- Writes wins of one lease, in seq order, with the stream offset they reach: all or nothing. A second reconciler
--- finds the offset moved and gets 'stale'. What cannot be the ledger's (above open_to, or another win's number or
--- key, or a number in p_poison whose entry could not be read) goes to quarantine with its reason, and the offset
--- moves on. A lease that is settled takes nothing more.
+-- finds the offset moved and gets 'stale', and so does one that read from another Redis process than the lease's: after
+-- a split, its stream and the one that goes on tell different wins for one number. What cannot be the ledger's (above
+-- open_to, or another win's number or key, or a number in p_poison whose entry could not be read) goes to quarantine
+-- with its reason, and the offset moves on. A lease that is settled takes nothing more.
 CREATE FUNCTION vf.settle_wins(
-    p_project uuid, p_lease uuid, p_from text, p_to text,
+    p_project uuid, p_lease uuid, p_run_id text, p_from text, p_to text,
     p_seqs bigint[], p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
     p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[], p_remaining bigint[],
     p_at_ms bigint[], p_poison bigint[], p_poison_raw text[])
@@ -1217,6 +1220,9 @@ BEGIN
     SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR SHARE;
     IF l.state = 'settled' THEN
         RETURN QUERY SELECT 'closed', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
+        RETURN;
+    ELSIF p_run_id = ANY (l.past_run_ids) OR l.state <> 'fenced' AND p_run_id <> l.run_id THEN
+        RETURN QUERY SELECT 'stale', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
         RETURN;
     END IF;
     PERFORM 1 FROM vf.lease_progress k WHERE k.lease_id = p_lease AND k.project_id = p_project
@@ -1283,8 +1289,10 @@ END $$;
 
 -- Ends a lease: lowers open_to for good, returns the units above it, burns the holes below it, adds its wins to the
 -- customers' counts and gives the authority back. Called when the stream is drained, or when it is known how far
--- answered wins can reach. Answers settled, or why not: not_found, live.
-CREATE FUNCTION vf.settle_lease(p_project uuid, p_lease uuid, p_open_to bigint)
+-- answered wins can reach: p_open_to, or without one, as far as the backlog lets them. Nothing happens if the lease is
+-- no longer in p_state or, where p_run_id is given, that Redis process is no longer the lease's: what the caller saw is
+-- over. Answers settled, or why not: not_found, changed.
+CREATE FUNCTION vf.settle_lease(p_project uuid, p_lease uuid, p_state text, p_run_id text, p_open_to bigint)
 RETURNS TABLE (outcome text, open_to bigint, returned bigint, burned bigint)
 LANGUAGE plpgsql
 AS $$
@@ -1305,12 +1313,16 @@ BEGIN
     IF l.id IS NULL OR l.state = 'settled' THEN
         RETURN QUERY SELECT 'not_found', NULL::bigint, NULL::bigint, NULL::bigint;
         RETURN;
-    ELSIF l.state = 'open' THEN
-        RETURN QUERY SELECT 'live', NULL::bigint, NULL::bigint, NULL::bigint;
+    ELSIF l.state <> p_state OR l.run_id <> p_run_id THEN
+        RETURN QUERY SELECT 'changed', NULL::bigint, NULL::bigint, NULL::bigint;
         RETURN;
     END IF;
     SELECT count(*), greatest(coalesce(max(k.seq), 0), p_open_to) INTO v_rows, v_to
       FROM vf.redemptions k WHERE k.lease_id = p_lease;
+    IF p_open_to IS NULL THEN
+        SELECT greatest(v_to, k.accounted + l.backlog_max) INTO v_to
+          FROM vf.lease_progress k WHERE k.project_id = p_project AND k.lease_id = p_lease;
+    END IF;
     v_to := least(v_to, l.size);
     v_returned := l.size - v_to;
     UPDATE vf.leases k
@@ -1347,6 +1359,72 @@ BEGIN
     RETURN QUERY SELECT 'settled', v_to, v_returned, v_to - v_rows;
 END $$;
 
+-- Seats a worker at a lease, before it may send the first claim: only while the lease is served by the Redis process
+-- that the worker saw. Whoever judges or settles counts it from here on. A new process has sealed nothing.
+CREATE FUNCTION vf.join_lease(p_project uuid, p_lease uuid, p_worker text, p_node text, p_run_id text)
+RETURNS TABLE (joined boolean, was_registered boolean)
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    PERFORM 1 FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease
+        AND k.state IN ('open', 'draining') AND k.run_id = p_run_id FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT false, EXISTS (
+            SELECT 1 FROM vf.lease_workers w WHERE w.lease_id = p_lease AND w.worker_id = p_worker);
+        RETURN;
+    END IF;
+    RETURN QUERY
+    INSERT INTO vf.lease_workers AS w (lease_id, worker_id, node_id) VALUES (p_lease, p_worker, p_node)
+        ON CONFLICT (lease_id, worker_id) DO UPDATE
+           SET node_id = excluded.node_id, seen_at = clock_timestamp(), sealed_run_id = NULL, mark = NULL
+    RETURNING true, w.seen_at <> w.registered_at;
+END $$;
+
+-- Writes that a worker answers no more wins of a lease, and its mark. It counts only until the next judgement, which
+-- lifts seals: one that arrives later speaks of a worker that may have gone on since. Told for a dead neighbour, it
+-- counts only if nobody has seen that one since p_seen_at. Answers whether it counts.
+CREATE FUNCTION vf.seal_lease(p_project uuid, p_lease uuid, p_worker text, p_node text, p_run_id text,
+                              p_judged integer, p_mark bigint, p_seen_at timestamptz)
+RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    PERFORM 1 FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease
+        AND k.judged = p_judged FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN false;
+    ELSIF p_seen_at IS NULL THEN
+        INSERT INTO vf.lease_workers AS w (lease_id, worker_id, node_id, sealed_run_id, mark)
+        VALUES (p_lease, p_worker, p_node, p_run_id, p_mark)
+            ON CONFLICT (lease_id, worker_id) DO UPDATE
+               SET sealed_run_id = excluded.sealed_run_id, mark = excluded.mark, seen_at = clock_timestamp();
+    ELSE
+        UPDATE vf.lease_workers w SET sealed_run_id = p_run_id, mark = p_mark, seen_at = clock_timestamp()
+         WHERE w.lease_id = p_lease AND w.worker_id = p_worker AND w.seen_at = p_seen_at;
+    END IF;
+    RETURN FOUND;
+END $$;
+
+-- Takes a worker's seal back before it answers wins again, if the lease is still served by that Redis process and
+-- nothing was judged since the worker looked. Answers whether it may.
+CREATE FUNCTION vf.unseal_lease(p_project uuid, p_lease uuid, p_worker text, p_run_id text, p_judged integer)
+RETURNS boolean
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    PERFORM 1 FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease
+        AND k.state IN ('open', 'draining') AND k.run_id = p_run_id AND k.judged = p_judged FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE vf.lease_workers w SET sealed_run_id = NULL, mark = NULL, seen_at = clock_timestamp()
+     WHERE w.lease_id = p_lease AND w.worker_id = p_worker;
+    RETURN FOUND;
+END $$;
+
 -- Decides, once for all workers, what a lease is after Redis came back as another process: intact (every registered
 -- worker has sealed and told its mark, and Redis still knows every number answered or settled), waiting, or fenced.
 CREATE FUNCTION vf.judge_lease(
@@ -1380,7 +1458,7 @@ BEGIN
     IF v_silent > 0 OR p_issued IS NULL OR p_issued < v_top
        OR (v_waiting = 0 AND p_issued < v_mark) THEN
         UPDATE vf.leases k
-           SET state = 'fenced',
+           SET state = 'fenced', judged = k.judged + 1,
                fence_reason = CASE WHEN v_silent > 0 THEN v_silent || ' worker(s) whose marks nobody knows'
                    WHEN p_issued IS NULL THEN 'the lease is gone from Redis'
                    WHEN p_issued < v_top THEN 'Redis knows ' || p_issued || ', PostgreSQL has ' || v_top
@@ -1390,7 +1468,11 @@ BEGIN
     ELSIF v_waiting > 0 THEN
         RETURN QUERY SELECT 'waiting', l.run_id;
     ELSE
-        UPDATE vf.leases k SET run_id = p_run_id_new WHERE k.project_id = p_project AND k.id = p_lease;
+        UPDATE vf.leases k
+           SET run_id = p_run_id_new, judged = k.judged + 1,
+               past_run_ids = CASE WHEN p_run_id_new = k.run_id THEN k.past_run_ids
+                                   ELSE k.past_run_ids || k.run_id END
+         WHERE k.project_id = p_project AND k.id = p_lease;
         UPDATE vf.lease_workers w SET sealed_run_id = NULL, mark = NULL WHERE w.lease_id = p_lease;
         RETURN QUERY SELECT 'intact', p_run_id_new;
     END IF;

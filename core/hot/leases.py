@@ -218,8 +218,20 @@ async def release(redis: Redis, lease_id: str, customer: str, release_id: str) -
 
 async def read_state(redis: Redis, lease_id: str) -> LeaseState | None:
     """Read the state hash; None when Redis does not have this lease."""
-    found = await redis.hmget(keys.of_lease(lease_id)[0], list(_FIELDS))
-    values = [value.decode() if value is not None else "" for value in cast("list[Any]", found)]
+    return _state(lease_id, await redis.hmget(keys.of_lease(lease_id)[0], list(_FIELDS)))
+
+
+async def read_state_of(redis: Redis, lease_id: str) -> tuple[str, LeaseState | None]:
+    """Read the state hash and, on the same connection, the run id of the process that told it."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.info("server")
+    pipe.hmget(keys.of_lease(lease_id)[0], list(_FIELDS))
+    server, found = await pipe.execute()
+    return str(server["run_id"]), _state(lease_id, found)
+
+
+def _state(lease_id: str, found: Sequence[Any]) -> LeaseState | None:
+    values = [value.decode() if value is not None else "" for value in found]
     row = dict(zip(_FIELDS, values, strict=True))
     if row["lease"] != lease_id:
         return None
@@ -253,8 +265,21 @@ async def read_wins(
 
     With `block_ms` (at least 1) it waits so long for the first one, which holds a connection.
     """
-    stream = keys.of_lease(lease_id)[3]
-    reply: Any = await redis.xread({stream: after_id}, count=count, block=block_ms)
+    return (await read_wins_of(redis, lease_id, after_id, count, block_ms=block_ms))[1]
+
+
+async def read_wins_of(
+    redis: Redis, lease_id: str, after_id: str, count: int, *, block_ms: int | None = None
+) -> tuple[str, list[StreamEntry]]:
+    """Read entries and, on the same connection, the run id of the process that told them."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.info("server")
+    pipe.xread({keys.of_lease(lease_id)[3]: after_id}, count=count, block=block_ms)
+    server, reply = await pipe.execute()
+    return str(server["run_id"]), _entries(reply)
+
+
+def _entries(reply: Any) -> list[StreamEntry]:
     if not reply:
         return []
     # RESP2 gives a list of [name, entries], RESP3 a dict of name to [entries].

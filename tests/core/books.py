@@ -98,8 +98,8 @@ class Books:
             wins = [win for win in entry.wins if win.seq != drop_seq]
             settled = await self.owner.fetchrow(
                 "select * from vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-                " $13, $14, $15, '{}', '{}')",
-                *(PROJECT, lease, from_id, entry.id, [win.seq for win in wins]),
+                " $13, $14, $15, $16, '{}', '{}')",
+                *(PROJECT, lease, RUN_ID, from_id, entry.id, [win.seq for win in wins]),
                 [uuid.UUID(json.loads(win.payload)["id"]) for win in wins],
                 *([win.key for win in wins], [bytes.fromhex(win.fingerprint) for win in wins]),
                 *([win.customer for win in wins], [8999] * len(wins), [4500] * len(wins)),
@@ -112,7 +112,8 @@ class Books:
     async def close(self, lease: uuid.UUID, open_to: int) -> None:
         await self.owner.execute("update vf.leases set state = 'draining' where id = $1", lease)
         ended = await self.owner.fetchrow(
-            "select * from vf.settle_lease($1, $2, $3)", PROJECT, lease, open_to
+            "select * from vf.settle_lease($1, $2, 'draining', $3, $4)",
+            *(PROJECT, lease, RUN_ID, open_to),
         )
         assert ended["outcome"] == "settled"
         await leases.retire(self.valkey, str(lease), serve_s=0, keep_s=0)

@@ -47,7 +47,9 @@ class Ledger:
         )  # fmt: skip
         assert (armed["outcome"], armed["size"]) == ("armed", SIZE)
 
-    async def settle(self, *seqs: int, key: str = "key", after: str | None = None) -> Any:
+    async def settle(
+        self, *seqs: int, key: str = "key", after: str | None = None, run_id: str = "run"
+    ) -> Any:
         """Write wins of the next stream entry; `after` is where the writer believes to be."""
         query = queries.find("reconciler.settle_wins")
         self.entries += 1
@@ -55,6 +57,7 @@ class Ledger:
         given: dict[str, Any] = {
             "project_id": self.project,
             "lease_id": self.lease,
+            "run_id": run_id,
             "from_id": self.last_id if after is None else after,
             "to_id": f"{self.entries}-0",
             "seqs": list(seqs),
@@ -78,7 +81,10 @@ class Ledger:
     async def end(self, open_to: int) -> Any:
         await self.raw.execute("UPDATE vf.leases SET state = 'draining'")
         return await self.raw.fetchrow(
-            "SELECT * FROM vf.settle_lease($1, $2, $3)", self.project, self.lease, open_to
+            "SELECT * FROM vf.settle_lease($1, $2, 'draining', 'run', $3)",
+            self.project,
+            self.lease,
+            open_to,
         )
 
     async def seqs(self) -> list[int]:
@@ -127,7 +133,7 @@ async def test_a_win_above_what_is_still_accepted_goes_to_quarantine(ledger: Led
 async def test_a_settled_lease_is_never_settled_again_with_a_higher_number(ledger: Ledger) -> None:
     await ledger.settle(1)
     await ledger.end(1)
-    query = "SELECT * FROM vf.settle_lease($1, $2, $3)"
+    query = "SELECT * FROM vf.settle_lease($1, $2, 'settled', NULL, $3)"
     again = await ledger.raw.fetchrow(query, ledger.project, ledger.lease, SIZE)
 
     assert again["outcome"] == "not_found"

@@ -116,9 +116,10 @@ class Ledger:
         self.entry += 1
         return await self.raw.fetchrow(
             "SELECT * FROM vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, "
-            "$14, $15, $16, $17)",
+            "$14, $15, $16, $17, $18)",
             self.project,
             self.lease,
+            "run",
             came_from,
             f"{self.entry}-0",
             seqs,

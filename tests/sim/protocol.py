@@ -297,9 +297,10 @@ class Protocol(Faults):
         if not is_fenced and NEVER < w.sealed_at < view.judged and view.run == w.run:
             yield from self._unseals(s, at)
             return
+        judged = view.judged - (w.sealed == "run" or view.run != w.run)
         w = w._replace(
             sealed=w.sealed or "asked",
-            sealed_at=w.sealed_at if w.sealed_at > NEVER else view.judged - (view.run != w.run),
+            sealed_at=w.sealed_at if w.sealed_at > NEVER else judged,
             stage="" if is_fenced else "told",
         )
         mark = w.mark if w.knows_mark else None

@@ -16,13 +16,13 @@ SELECT l.project_id, l.id AS lease_id, l.tag, l.voucher_id, l.sale_id, l.state, 
 -- name: settle_wins :one
 -- Writes a run of wins and the stream offset they reach, in one commit.
 SELECT outcome, inserted, replayed, same_key, quarantined, accounted
-  FROM vf.settle_wins(@project_id, @lease_id, @from_id, @to_id, @seqs, @ids, @keys, @fingerprints, @customers,
+  FROM vf.settle_wins(@project_id, @lease_id, @run_id, @from_id, @to_id, @seqs, @ids, @keys, @fingerprints, @customers,
        @order_values, @discounts, @order_ids, @metadata, @remaining, @at_ms, @poison,
        @poison_raw);
 
 -- name: settle_lease :one
 -- Ends a drained lease.
-SELECT outcome, open_to, returned, burned FROM vf.settle_lease(@project_id, @lease_id, @open_to);
+SELECT outcome, open_to, returned, burned FROM vf.settle_lease(@project_id, @lease_id, @state, @run_id, @open_to);
 
 -- name: progress :one
 -- Operator: where a lease's stream is in the ledger now.
@@ -39,7 +39,7 @@ SELECT count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at > clock_time
 
 -- name: fence :exec
 -- Operator: stops a lease that Redis can no longer keep the promise of.
-UPDATE vf.leases l SET state = 'fenced', fence_reason = @reason
+UPDATE vf.leases l SET state = 'fenced', fence_reason = @reason, judged = l.judged + 1
  WHERE l.id = @lease_id AND l.state = 'open';
 
 -- name: rolled_back :many
