@@ -17,7 +17,7 @@ from core.hot.leases import LeaseFacts
 from core.hot.redis_py import RedisPyBackend
 from core.live_leases import LeaseKeeper
 from core.reconciler import Reconciler
-from tests.sim.ledger_stub import SimLedger
+from tests.sim.ledger_stub import SimHistory, SimLedger
 from tests.sim.machine import Actor, Clock, Loop
 from tests.sim.redis_stub import Client, SimLease, SimLeases, SimLink, SimRedis
 
@@ -227,6 +227,7 @@ def simulated(loop: Loop, ledger: SimLedger) -> Iterator[None]:
             (reconciler, "time", clock),
             (reconciler, "db", ledger),
             (reconciler, "leases", stub),
+            (reconciler, "history", SimHistory(ledger)),
             (reconciler, "_log", quiet),
         ):
             stack.enter_context(mock.patch.object(module, name, stand_in))

@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from core.errors import OutcomeUnknown, Unavailable
@@ -66,6 +67,7 @@ class SimLedger:
         self.leased = 0
         self.grants: dict[Any, SimGrant] = {}
         self.keys: dict[str, tuple[Any, int]] = {}
+        self.held_for: list[str] = []
         self.quarantined: list[tuple[Any, int, str]] = []
         self.away_until = 0.0
         self.faults = 0.0
@@ -149,6 +151,7 @@ class SimLedger:
                 "run_id": one.run_id,
                 "judged": one.judged,
                 "code_norm": "SALE",
+                "is_held": False,
             }
             for one in self.grants.values()
             if one.state != "settled"
@@ -359,6 +362,19 @@ class SimLedger:
             "returned": grant.returned,
             "burned": burned,
         }
+
+
+class SimHistory:
+    """Stands in for `core.history`: this PostgreSQL is never restored, and must never seem so."""
+
+    def __init__(self, ledger: SimLedger) -> None:
+        self._ledger = ledger
+
+    async def read(self, _conn: Actor) -> SimpleNamespace:
+        return SimpleNamespace(is_accepted=True, started_at=None, held_for=None)
+
+    async def hold(self, _conn: Actor, reason: str) -> None:
+        self._ledger.held_for.append(reason)
 
 
 class SimDatabase:

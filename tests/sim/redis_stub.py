@@ -263,6 +263,10 @@ class SimLeases:
         return [entry for entry in stream if int(entry.id.partition("-")[0]) > after]
 
     async def trim(self, client: Client, lease_id: str, min_id: str) -> int:
+        held = await self._held(client, lease_id)
+        if held is not None:
+            least = int(min_id.partition("-")[0])
+            held.stream = [one for one in held.stream if int(one.id.partition("-")[0]) >= least]
         return 0
 
     async def trim_to_bytes(self, client: Client, lease_id: str, most: int, until: str) -> int:

@@ -239,6 +239,8 @@ def check(schedule: Schedule) -> list[str]:
         bad.append(f"OVER: {len(rows)} rows and {len(lost)} lost of {ledger.limit} units")
     if history.doubled:
         bad.append(f"DOUBLE: {history.doubled}")
+    if ledger.held_for:
+        bad.append(f"HELD: {ledger.held_for}")
     if ledger.quarantined:
         bad.append(f"REFUSED: {ledger.quarantined}")
     for number, whose in history.answered.items():
