@@ -126,6 +126,7 @@ class Doors:
             terms=terms,
             backend=self._backend,
             crowds=self._crowds,
+            receipt_key=self._services.receipts.key,
             sold_out=self._around_id(redemptions.refusal("sold_out")),
         )
         self._flush_soon()
@@ -217,7 +218,7 @@ class Doors:
 
     def _answer(self, answered: Redemption | Refusal, call: HotCall) -> Answer:
         if isinstance(answered, Redemption):
-            return Answer(200, _encode(answered), _OK)
+            return Answer(200, _encode(self._services.receipts.signed(answered)), _OK)
         return self._services.problems.of_refusal(answered, call.request_id)
 
 

@@ -11,6 +11,7 @@ from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.flash_sales import SaleDesk
 from core.hot.rust import Call
+from core.receipts import Signer
 from core.settings import Settings
 
 
@@ -69,6 +70,7 @@ class Services:
         """Make what needs no event loop; `start` opens the rest."""
         self.settings = settings
         self.problems = Problems(settings.base_url)
+        self.receipts = Signer(settings.secret)
         self.database: Database
         self.keys: KeyCache
         self.doors: HotDoors | None = None

@@ -12,10 +12,11 @@ from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.flash_sales import desk_of
 from api.lifespan import Services
-from core import checkouts, ids, redemptions
+from core import checkouts, ids, receipts, redemptions
 from core.api_keys import Caller
 from core.checkouts import Checkout, NewCheckout
 from core.errors import Invalid, NotFound, Refusal
+from core.receipts import Presented
 from core.redemptions import Filter, NewRedemption, Redemption
 
 Req = Request[Any, Any, Any]
@@ -141,7 +142,9 @@ async def show(request: Req, redemption: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     services: Services = request.app.state.services
     found = await redemptions.read(services.database, caller, _id_of(redemption))
-    return answers.refused(request, found) if isinstance(found, Refusal) else answers.ok(found)
+    if isinstance(found, Refusal):
+        return answers.refused(request, found)
+    return answers.ok(services.receipts.signed(found))
 
 
 @post(
@@ -186,4 +189,30 @@ async def _rolled_back(
     return work.response()
 
 
-ROUTES: Final = [page, create, show, rollback, rollback_of]
+@post(
+    "/v1/redemptions/claim-receipt",
+    operation_id="redemptions.claim_receipt",
+    status_code=200,
+    opt=shape(body=Presented, answer=Redemption),
+)
+async def claim_receipt(request: Req) -> Response[bytes]:
+    """Write a redemption that a flash sale answered and then lost, by the answer it gave.
+
+    Send the answer as it was received, and the `Idempotency-Key` of the claim if it had one.
+    """
+    caller = await auth.secret_caller(request)
+    _, presented = await bodies.received(request, Presented)
+    header = next((v for k, v in request.scope["headers"] if k == b"idempotency-key"), None)
+    services: Services = request.app.state.services
+    found = await receipts.claim(
+        services.database,
+        desk_of(request).leases,
+        services.receipts,
+        caller,
+        presented,
+        idempotency.key_of(header),
+    )
+    return answers.refused(request, found) if isinstance(found, Refusal) else answers.ok(found)
+
+
+ROUTES: Final = [page, create, show, claim_receipt, rollback, rollback_of]

@@ -4,9 +4,10 @@ A crash rolls both back together, so there is never a half-done key to clean up.
 claims are their own record and do not come here.
 """
 
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -16,6 +17,13 @@ from core.errors import IdempotencyMismatch, Refusal, RequestInFlight
 
 # What the draft standard and the field's large APIs take.
 KEY_LENGTH_MAX: Final = 255
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def fingerprint(code_norm: str, parts: tuple[Any, ...]) -> bytes:
+    """Return 128 bits over a code and the canonical form of what was asked of it."""
+    return hashlib.sha256(code_norm.encode() + b"\n" + _encode(parts)).digest()[:16]
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -100,6 +100,11 @@ def win_id(tag: int, lease_id: UUID, seq: int) -> UUID:
     return UUID(int=win_number(tag, lease_id.bytes, seq))
 
 
+def is_win(redemption_id: UUID) -> bool:
+    """Say whether an id was made for a win: a UUIDv7's variant bits are a number above 2^38."""
+    return redemption_id.int >> 62 & 3 == 0
+
+
 def tag_of_win(redemption_id: UUID) -> int:
     """Return the tag an id would have been made with, if it were a win's."""
     return redemption_id.int >> 64

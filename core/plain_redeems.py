@@ -44,14 +44,20 @@ class PlainRedeems:
         terms: TermsCache,
         backend: ClaimBackend,
         crowds: Crowds,
+        receipt_key: bytes,
         sold_out: tuple[bytes, bytes],
     ) -> None:
-        """Teach nothing yet. `sold_out` is that problem before and after a request's id."""
+        """Teach nothing yet.
+
+        `receipt_key` signs the wins of leases. `sold_out` is that problem before and after a
+        request's id.
+        """
         self._door = door
         self._commits = commits
         self._terms = terms
         self._backend = backend
         self._crowds = crowds
+        self._receipt_key = receipt_key
         self._sold_out = sold_out
         self._queues: dict[UUID, tuple[Terms, str, CommitQueue]] = {}
 
@@ -69,6 +75,7 @@ class PlainRedeems:
                 str(row.lease_id),
                 row.tag,
                 row.seq_base,
+                self._receipt_key,
                 self._sold_out,
             )
             live.is_plain = True

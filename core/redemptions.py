@@ -4,7 +4,6 @@
 operations here serve every door and both modes; the SQL functions judge, this file never does.
 """
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -13,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 import core.db as db
-from core import ids
+from core import idempotency, ids
 from core.api_keys import Caller
 from core.errors import IdempotencyMismatch, Invalid, NotFound, Refusal, Unavailable
 from core.rules import codes, discounts, limits, money
@@ -48,6 +47,7 @@ class Redemption(msgspec.Struct, frozen=True):
 
     `remaining`: the smallest limit left right after it, None without limits. `seq`: its number,
     unique in its voucher or sale. `status`: redeemed or rolled_back. `order`: its lines after it.
+    `receipt`: of a fast win, not in lists.
     """
 
     redemption_id: str
@@ -61,6 +61,7 @@ class Redemption(msgspec.Struct, frozen=True):
     customer_id: str | None
     order_id: str | None
     redeemed_at: str
+    receipt: str | msgspec.UnsetType = msgspec.UNSET
     flash_sale_id: str | None = None
     campaign_id: str | None = None
     metadata: Metadata | None = None
@@ -174,13 +175,13 @@ def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
         amount_minor=terms.discount_minor,
         order_value_minor=order_value,
     )
-    canonical = _encoder.encode((new.customer_id, order_value, new.order_id, new.metadata))
-    digest = hashlib.sha256(terms.code_norm.encode() + b"\n" + canonical).digest()[:16]
     return Priced(
         new=new,
         order_value_minor=order_value or 0,
         discount_minor=discount,
-        fingerprint=digest,
+        fingerprint=idempotency.fingerprint(
+            terms.code_norm, (new.customer_id, order_value, new.order_id, new.metadata)
+        ),
         metadata=_encoder.encode(new.metadata).decode() if new.metadata else None,
     )
 

@@ -216,6 +216,38 @@ async def release(redis: Redis, lease_id: str, customer: str, release_id: str) -
     return await _act(redis, lease_id, "release", customer, release_id) == 1
 
 
+class Admitted(msgspec.Struct, frozen=True):
+    """A redemption of an earlier lease that a receipt brings back. No customer: none is counted."""
+
+    key: str
+    fingerprint: str
+    at_ms: int
+    remaining: int
+    payload: bytes
+    customer: str | None
+    customer_limit: int
+    redemption_id: str
+
+
+async def admit(
+    redis: Redis, lease_id: str, one: Admitted
+) -> Literal["admitted", "key_taken", "customer_limit", "gone"]:
+    """Count a redemption's key and customer in a live lease. Idempotent on its id."""
+    told = await _act(
+        redis, lease_id, "admit", one.key,
+        keys.record(one.fingerprint, 0, one.at_ms, one.remaining, one.payload),
+        one.customer or "", one.redemption_id, one.customer_limit, one.redemption_id,
+    )  # fmt: skip
+    if told == 1:
+        return "admitted"
+    return "key_taken" if told == 2 else "customer_limit" if told == 3 else "gone"
+
+
+async def withdraw(redis: Redis, lease_id: str, one: Admitted) -> None:
+    """Take back what was admitted and could not be written. Idempotent."""
+    await _act(redis, lease_id, "withdraw", one.key, one.customer or "", one.redemption_id)
+
+
 async def read_state(redis: Redis, lease_id: str) -> LeaseState | None:
     """Read the state hash; None when Redis does not have this lease."""
     return _state(lease_id, await redis.hmget(keys.of_lease(lease_id)[0], list(_FIELDS)))

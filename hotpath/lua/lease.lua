@@ -70,4 +70,34 @@ if act == 'release' then
   return 1
 end
 
+-- admit <key> <record> <customer> <reference> <limit> <id>: a redemption of an earlier lease that a receipt brings back; its
+-- key and customer (each may be '') count from here on, once for each id. Replies 2: the key has another record, 3: the
+-- customer holds all they may.
+if act == 'admit' then
+  if here[4] ~= '1' or state == 'fenced' then return -1 end
+  local key, customer, mark = ARGV[3], ARGV[5], '\0' .. ARGV[8]
+  if redis.call('HGET', KEYS[3], mark) then return 1 end
+  local held = customer ~= '' and redis.call('HGET', KEYS[3], customer)
+  local count = held and tonumber(string.match(held, '^(%d+)|')) or 0
+  if redis.call('HEXISTS', KEYS[2], key) == 1 then return 2 end
+  if customer ~= '' and count >= tonumber(ARGV[7]) then return 3 end
+  redis.call('HSET', KEYS[3], mark, 1)
+  redis.call('HSET', KEYS[2], key, ARGV[4])
+  if customer ~= '' then redis.call('HSET', KEYS[3], customer, (count + 1) .. '|' .. ARGV[6]) end
+  return 1
+end
+
+-- withdraw <key> <customer> <id>: PostgreSQL did not write what was admitted.
+if act == 'withdraw' then
+  local mark = '\0' .. ARGV[5]
+  if redis.call('HDEL', KEYS[3], mark) == 0 then return 0 end
+  redis.call('HDEL', KEYS[2], ARGV[3])
+  local held = ARGV[4] ~= '' and redis.call('HGET', KEYS[3], ARGV[4])
+  if held then
+    local count, reference = string.match(held, '^(%d+)|(.*)$')
+    redis.call('HSET', KEYS[3], ARGV[4], math.max(0, tonumber(count) - 1) .. '|' .. reference)
+  end
+  return 1
+end
+
 return redis.error_reply('ERR lease.lua does not know what to do')

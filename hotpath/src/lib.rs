@@ -3,7 +3,7 @@
 //! `bindings` is the only room that names Python; `batcher` holds what the event loop and the I/O
 //! thread share; `flight` is that thread; `connection` owns the socket; `resp` and `script` read
 //! and write without I/O; `marks` remembers what was handed out; `plain` reads and answers what
-//! nearly every request looks like; `commits` gathers those that `PostgreSQL` decides; all
+//! nearly every request looks like; `commits` gathers those that `PostgreSQL` decides; `receipts` signs wins; all
 //! know `outcome`.
 
 pub mod batcher;
@@ -13,6 +13,7 @@ pub mod flight;
 pub mod marks;
 pub mod outcome;
 pub mod plain;
+pub mod receipts;
 pub mod resp;
 pub mod script;
 pub mod wake;

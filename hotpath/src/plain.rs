@@ -7,6 +7,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::receipts;
+
 /// Ids and references of other systems, as the general way bounds them.
 const REFERENCE_MAX: usize = 200;
 /// Digits of an amount: with four decimals and times 10,000 basis points it still fits 64 bits.
@@ -25,7 +27,7 @@ pub struct Terms {
     pub discount_bp: Option<u64>,
     pub discount_minor: u64,
     pub min_order_minor: u64,
-    /// What follows `redeemed_at` in every answer.
+    /// What follows `redeemed_at`, and the receipt, in every answer.
     pub tail: String,
 }
 
@@ -34,6 +36,8 @@ pub struct Lease {
     pub id: [u8; 16],
     pub tag: u64,
     pub seq_base: u64,
+    /// What signs the receipt in the answer to each win.
+    pub receipts: receipts::Key,
 }
 
 /// An answer's own part: the id's 128 bits, the number, what was left, and when.
@@ -131,9 +135,9 @@ impl Ask {
         text
     }
 
-    /// The answer to a redemption, as JSON.
-    pub fn answer(&self, terms: &Terms, told: &Told) -> Vec<u8> {
-        let mut text = Vec::with_capacity(448);
+    /// The answer to a redemption, as JSON; a lease's win has a receipt.
+    pub fn answer(&self, terms: &Terms, told: &Told, receipts: Option<&receipts::Key>) -> Vec<u8> {
+        let mut text = Vec::with_capacity(512);
         text.extend_from_slice(b"{\"redemption_id\":\"rdm_");
         push_id(&mut text, told.id);
         text.extend_from_slice(b"\",\"status\":\"redeemed\",\"code\":");
@@ -156,6 +160,12 @@ impl Ask {
         text.extend_from_slice(b",\"redeemed_at\":\"");
         push_instant(&mut text, told.at_ms);
         text.push(b'"');
+        if let Some(key) = receipts {
+            let receipt = hex(key.sign(&text));
+            text.extend_from_slice(b",\"receipt\":\"rcp_");
+            text.extend_from_slice(receipt.as_bytes());
+            text.push(b'"');
+        }
         text.extend_from_slice(terms.tail.as_bytes());
         text
     }

@@ -68,6 +68,9 @@ class House:
         await end(self._reconciling)
         await self.reconciler.stop()
 
+    def restart_reconciler(self) -> None:
+        self._reconciling = asyncio.create_task(self.reconciler.run())
+
     async def voucher(self, code: str, **columns: Any) -> UUID:
         voucher_id = ids.new()
         row = {

@@ -36,10 +36,12 @@ async def kill(servers: Servers, name: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def claim_until_answered(home: House, sale: Any, n: int, within_s: float = 20.0) -> Any:
+async def claim_until_answered(
+    home: House, sale: Any, n: int, within_s: float = 20.0, key: str | None = None
+) -> Any:
     """Claim like an honest client: not applied or unknown is asked again with the same key."""
     for _ in range(int(within_s / 0.05)):
-        answer = await home.claim(sale, f"c{n}", key=f"k{n}")
+        answer = await home.claim(sale, f"c{n}", key=key or f"k{n}")
         if outcome(answer) not in ("unavailable", "overloaded", "outcome_unknown"):
             return answer
         await asyncio.sleep(0.05)

@@ -77,6 +77,7 @@ class Batcher:
         lease_id: str,
         tag: int,
         seq_base: int,
+        receipt_key: bytes,
         sold_out: tuple[bytes, bytes],
     ) -> None: ...
     def forget_sold_out(self, slot: int) -> None: ...

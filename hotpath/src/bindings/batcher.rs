@@ -19,6 +19,7 @@ use crate::flight;
 use crate::marks;
 use crate::outcome::{Answer, Outcome};
 use crate::plain;
+use crate::receipts;
 
 /// 128 bits in hex; claim.lua cuts records at this width.
 const FINGERPRINT_CHARS: usize = 32;
@@ -272,9 +273,11 @@ impl Batcher {
         lease_id: &str,
         tag: u64,
         seq_base: u64,
+        receipt_key: [u8; 32],
         sold_out: (Vec<u8>, Vec<u8>),
     ) -> PyResult<()> {
-        let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base };
+        let receipts = receipts::Key::new(&receipt_key);
+        let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base, receipts };
         let sold_out = Problem { head: sold_out.0.into(), tail: sold_out.1.into() };
         let terms = terms.0.clone();
         let sold_out_until = Mutex::default();
@@ -370,8 +373,11 @@ impl Waiter {
             None => fields(py, answer)?.into_any().unbind(),
             Some(reply) => match answer.outcome {
                 Outcome::Won => {
-                    let told = reply.lease.lease.told(answer.seq, answer.remaining, answer.at_ms);
-                    reply.pending.win(py, &reply.ask.answer(&reply.lease.terms, &told))?;
+                    let lease = &reply.lease.lease;
+                    let told = lease.told(answer.seq, answer.remaining, answer.at_ms);
+                    let receipts = Some(&lease.receipts);
+                    let body = reply.ask.answer(&reply.lease.terms, &told, receipts);
+                    reply.pending.win(py, &body)?;
                     py.None()
                 }
                 Outcome::SoldOut => {

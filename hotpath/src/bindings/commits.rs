@@ -176,7 +176,7 @@ impl CommitBatch {
         at_ms: i64,
     ) -> PyResult<()> {
         let told = plain::Told { id: item.id, seq, remaining, at_ms };
-        item.waiting.waiter.win(py, &item.waiting.ask.answer(&self.terms, &told))
+        item.waiting.waiter.win(py, &item.waiting.ask.answer(&self.terms, &told, None))
     }
 }
 
