@@ -8,7 +8,7 @@ says of a sale, and settles leases that are drained. Nothing here answers a clie
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -20,7 +20,7 @@ import core.db as db
 from core import history, ids
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
-from core.hot import leases
+from core.hot import leases, wins
 from core.live_leases import SILENT_AFTER, Judgement
 from core.settings import Settings
 
@@ -55,7 +55,6 @@ ROLLBACKS_MAX: Final = 1_000
 ROLLBACK_S: Final = 1.0
 
 _log = structlog.get_logger("vauchflow.reconciler")
-_decode_payload = msgspec.json.Decoder(tuple[int, int, str | None, str | None]).decode
 _FAULTS: Final = (Unavailable, OutcomeUnknown, redis.exceptions.RedisError, OSError)
 
 
@@ -354,28 +353,41 @@ class Follower:
     async def _settle_next(self, row: LeaseAtWork, *, waits: bool) -> bool:
         """Write the next wins. False: there are none."""
         assert self._last_id is not None
-        run_id, entries = await leases.read_wins_of(
+        run_id, raw = await leases.read_raw(
             self._redis,
             str(self._lease_id),
             self._last_id,
             ENTRIES_MAX,
             block_ms=BLOCK_MS if waits else None,
         )
+        if not raw:
+            return False
+        while raw:
+            told = wins.columns(raw, self._lease_id, row.tag, WINS_MAX)
+            if told is None:
+                await self._settle_closely(row, run_id, leases.decoded(raw))
+                return True
+            taken, columns = told
+            await self._apply_plain(row, run_id, raw[taken - 1][0].decode(), columns)
+            del raw[:taken]
+        return True
+
+    async def _settle_closely(
+        self, row: LeaseAtWork, run_id: str, entries: list[leases.StreamEntry]
+    ) -> None:
+        """Write entries of which one cannot be read, and put that one into quarantine."""
         while entries:
             taken: list[leases.StreamEntry] = []
-            wins = 0
-            while entries and (not taken or wins + len(entries[0].wins) <= WINS_MAX):
+            rows = 0
+            while entries and (not taken or rows + len(entries[0].wins) <= WINS_MAX):
                 entry = entries.pop(0)
                 taken.append(entry)
-                wins += len(entry.wins)
+                rows += len(entry.wins)
                 if entry.fault is not None:
                     break
             last = taken[-1]
             until = await self._end_of_poison(last, entries) if last.fault is not None else 0
             await self._apply(row, run_id, taken, until)
-            if not entries:
-                return True
-        return False
 
     async def _end_of_poison(
         self, entry: leases.StreamEntry, following: list[leases.StreamEntry]
@@ -392,7 +404,7 @@ class Follower:
     async def _apply(
         self, row: LeaseAtWork, run_id: str, taken: list[leases.StreamEntry], poison_until: int
     ) -> None:
-        params = _arrays(row, taken, self._accounted, poison_until)
+        params = wins.columns_closely(row.tag, row.lease_id, taken, self._accounted, poison_until)
         async with self._database.connection() as conn:
             done = await db.one(
                 conn,
@@ -405,6 +417,27 @@ class Follower:
                 to_id=taken[-1].id,
                 **params,
             )
+        await self._note(row, done, taken[-1].id)
+
+    async def _apply_plain(
+        self, row: LeaseAtWork, run_id: str, to_id: str, columns: dict[str, str]
+    ) -> None:
+        async with self._database.connection() as conn:
+            done = await db.one(
+                conn,
+                "reconciler.settle_plain",
+                _Applied,
+                project_id=row.project_id,
+                lease_id=self._lease_id,
+                run_id=run_id,
+                from_id=self._last_id,
+                to_id=to_id,
+                **columns,
+            )
+        await self._note(row, done, to_id)
+
+    async def _note(self, row: LeaseAtWork, done: _Applied | None, to_id: str) -> None:
+        """Go on from what was committed, and let Redis hear how far it is."""
         assert done is not None
         if done.outcome != "applied":
             self.forget()
@@ -413,7 +446,7 @@ class Follower:
             )
         if done.quarantined:
             _log.error("wins_quarantined", lease=str(self._lease_id), count=done.quarantined)
-        self._last_id = taken[-1].id
+        self._last_id = to_id
         self._accounted = done.accounted
         stored = await leases.raise_accounted(self._redis, str(self._lease_id), self._accounted)
         if stored is not None and stored > self._accounted and row.state == "open":
@@ -544,50 +577,3 @@ class Follower:
             burned=done.burned,
         )
         return done.outcome in ("settled", "not_found")
-
-
-_COLUMNS: Final = (
-    "seqs", "ids", "keys", "fingerprints", "customers", "order_values", "discounts", "order_ids",
-    "metadata", "remaining", "at_ms",
-)  # fmt: skip
-
-
-def _arrays(
-    row: LeaseAtWork, taken: list[leases.StreamEntry], accounted: int, poison_until: int
-) -> dict[str, list[Any]]:
-    """Return the columns of `vf.settle_wins`; what cannot be read becomes poison by its number."""
-    rows: list[tuple[Any, ...]] = []
-    poison: list[tuple[int, str]] = []
-    top = accounted
-    for entry in taken:
-        if entry.fault is not None:
-            poison += [(seq, repr(entry.raw)) for seq in range(top + 1, poison_until + 1)]
-        for win in entry.wins:
-            top = max(top, win.seq)
-            try:
-                rows.append(_row(row, win, entry.at_ms))
-            except (ValueError, msgspec.MsgspecError):
-                poison.append((win.seq, repr(win)))
-    columns = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
-    arrays = {name: list(column) for name, column in zip(_COLUMNS, columns, strict=True)}
-    arrays["poison"] = [seq for seq, _ in poison]
-    arrays["poison_raw"] = [raw for _, raw in poison]
-    return arrays
-
-
-def _row(row: LeaseAtWork, win: leases.Win, at_ms: int) -> tuple[Any, ...]:
-    redemption_id = ids.win_id(row.tag, row.lease_id, win.seq)
-    order_value, discount, order_id, metadata = _decode_payload(win.payload)
-    return (
-        win.seq,
-        redemption_id,
-        win.key or ids.format_id("rdm", redemption_id),
-        bytes.fromhex(win.fingerprint),
-        win.customer,
-        order_value,
-        discount,
-        order_id,
-        metadata,
-        win.remaining,
-        at_ms,
-    )

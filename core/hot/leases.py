@@ -285,6 +285,30 @@ def _state(lease_id: str, found: Sequence[Any]) -> LeaseState | None:
     )
 
 
+# An entry of a stream as it was written: its id and its fields.
+RawEntry = tuple[bytes, dict[bytes, bytes]]
+
+
+async def read_raw(
+    redis: Redis, lease_id: str, after_id: str, count: int, *, block_ms: int | None = None
+) -> tuple[str, list[RawEntry]]:
+    """Read entries as they were written and, on the same connection, the server's run id."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.info("server")
+    pipe.xread({keys.of_lease(lease_id)[3]: after_id}, count=count, block=block_ms)
+    server, reply = await pipe.execute()
+    found: Any = ()
+    if reply:
+        # RESP2 gives a list of [name, entries], RESP3 a dict of name to [entries].
+        found = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+    return str(server["run_id"]), list(found)
+
+
+def decoded(entries: list[RawEntry]) -> list[StreamEntry]:
+    """Read entries one by one; what cannot be read says so in its `fault`."""
+    return [_entry(entry_id.decode(), fields) for entry_id, fields in entries]
+
+
 async def read_wins(
     redis: Redis,
     lease_id: str,
@@ -297,26 +321,7 @@ async def read_wins(
 
     With `block_ms` (at least 1) it waits so long for the first one, which holds a connection.
     """
-    return (await read_wins_of(redis, lease_id, after_id, count, block_ms=block_ms))[1]
-
-
-async def read_wins_of(
-    redis: Redis, lease_id: str, after_id: str, count: int, *, block_ms: int | None = None
-) -> tuple[str, list[StreamEntry]]:
-    """Read entries and, on the same connection, the run id of the process that told them."""
-    pipe = redis.pipeline(transaction=False)
-    pipe.info("server")
-    pipe.xread({keys.of_lease(lease_id)[3]: after_id}, count=count, block=block_ms)
-    server, reply = await pipe.execute()
-    return str(server["run_id"]), _entries(reply)
-
-
-def _entries(reply: Any) -> list[StreamEntry]:
-    if not reply:
-        return []
-    # RESP2 gives a list of [name, entries], RESP3 a dict of name to [entries].
-    found = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
-    return [_entry(entry_id.decode(), fields) for entry_id, fields in found]
+    return decoded((await read_raw(redis, lease_id, after_id, count, block_ms=block_ms))[1])
 
 
 def _entry(entry_id: str, fields: dict[bytes, bytes]) -> StreamEntry:

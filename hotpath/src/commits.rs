@@ -1,12 +1,10 @@
-//! What waits for a shared commit: drawn in batches, written as `PostgreSQL`'s array literals.
-//!
-//! An array literal costs the driver one string, where a list costs it an object an element.
+//! What waits for a shared commit: drawn in batches, and written by column.
 
 use std::collections::{HashSet, VecDeque};
-use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::plain::{Ask, Terms, id_text};
+use crate::literal::Column;
+use crate::plain::{Ask, Terms, hex, id_text};
 
 /// A priced request with whoever waits for its answer.
 pub struct Waiting<W> {
@@ -89,7 +87,7 @@ fn new_ids(count: usize, entropy: &mut dyn FnMut(&mut [u8])) -> Vec<u128> {
     ids.collect()
 }
 
-/// The columns of a batch as `vf.redeem_many` takes them, in its order.
+/// The columns of a batch as `vf.redeem_many` takes them, as array literals.
 pub struct Columns {
     pub ids: String,
     pub keys: String,
@@ -101,66 +99,25 @@ pub struct Columns {
 }
 
 impl Columns {
-    pub fn of<'a, W: 'a>(items: impl Iterator<Item = &'a Item<W>> + Clone) -> Self {
-        let asks = items.clone().map(|item| &item.waiting.ask);
-        Self {
-            ids: array(items.clone(), |text, item| push_hex(text, &item.id.to_be_bytes())),
-            keys: array(items.clone(), |text, item| {
-                if let Some(key) = &item.waiting.key {
-                    push_quoted(text, key);
-                } else {
-                    text.push_str("rdm_");
-                    text.push_str(&id_text(item.id));
-                }
-            }),
-            fingerprints: array(items, |text, item| {
-                text.push_str("\"\\\\x");
-                push_hex(text, &item.waiting.fingerprint);
-                text.push('"');
-            }),
-            customers: array(asks.clone(), |text, ask| push_quoted(text, &ask.customer)),
-            order_values: array(asks.clone(), |text, ask| push_number(text, ask.order_value_minor)),
-            discounts: array(asks.clone(), |text, ask| push_number(text, ask.discount_minor)),
-            order_ids: array(asks, |text, ask| match &ask.order_id {
-                Some(order_id) => push_quoted(text, order_id),
-                None => text.push_str("NULL"),
-            }),
+    pub fn of<'a, W: 'a>(items: impl Iterator<Item = &'a Item<W>>) -> Self {
+        let mut columns: [Column; 7] = Default::default();
+        let [ids, keys, fingerprints, customers, order_values, discounts, order_ids] = &mut columns;
+        for Item { id, waiting } in items {
+            ids.uuid(*id);
+            match &waiting.key {
+                Some(key) => keys.text(key),
+                None => keys.text(&format!("rdm_{}", id_text(*id))),
+            }
+            fingerprints.hex(&hex(waiting.fingerprint));
+            customers.text(&waiting.ask.customer);
+            order_values.number(waiting.ask.order_value_minor.into());
+            discounts.number(waiting.ask.discount_minor.into());
+            order_ids.text_or_null(waiting.ask.order_id.as_deref());
         }
+        let [ids, keys, fingerprints, customers, order_values, discounts, order_ids] =
+            columns.map(Column::end);
+        Self { ids, keys, fingerprints, customers, order_values, discounts, order_ids }
     }
-}
-
-fn array<T>(items: impl Iterator<Item = T>, push: impl Fn(&mut String, T)) -> String {
-    let mut text = String::with_capacity(1_024);
-    for item in items {
-        text.push(if text.is_empty() { '{' } else { ',' });
-        push(&mut text, item);
-    }
-    text.push('}');
-    text
-}
-
-fn push_number(text: &mut String, number: u64) {
-    let _ = write!(text, "{number}");
-}
-
-fn push_hex(text: &mut String, bytes: &[u8]) {
-    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
-    text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
-}
-
-/// An element in quotes: then only quotes and backslashes mean anything.
-fn push_quoted(text: &mut String, element: &str) {
-    text.push('"');
-    for part in element.split_inclusive(['"', '\\']) {
-        if let Some(last) = part.chars().last().filter(|last| matches!(last, '"' | '\\')) {
-            text.push_str(&part[..part.len() - 1]);
-            text.push('\\');
-            text.push(last);
-        } else {
-            text.push_str(part);
-        }
-    }
-    text.push('"');
 }
 
 /// Price and fingerprint a plain body; nothing for any other.
@@ -228,15 +185,17 @@ mod tests {
     }
 
     #[test]
-    fn elements_keep_their_quotes_and_backslashes() {
+    fn a_batch_is_written_by_column() {
         let mut queue = Queue::default();
-        queue.push(waiting(Some("k\\1"), 1));
-        queue.push(waiting(Some("k2"), 2));
+        queue.push(waiting(Some("k1"), 1));
+        queue.push(waiting(None, 2));
         let batch = queue.take(256, &mut ones).batch;
         let columns = Columns::of(batch.iter());
-        assert_eq!(columns.keys, r#"{"k\\1","k2"}"#);
+        let own = id_text(batch[1].id);
+        assert_eq!(columns.keys, format!("{{\"k1\",\"rdm_{own}\"}}"));
         assert_eq!(columns.customers, r#"{"c,\"\\{}","c,\"\\{}"}"#);
         assert_eq!(columns.order_values, "{8999,8999}");
+        assert_eq!(columns.discounts, "{4500,4500}");
         assert_eq!(columns.order_ids, "{NULL,NULL}");
         assert!(columns.fingerprints.starts_with(r#"{"\\xabab"#), "{}", columns.fingerprints);
     }

@@ -20,6 +20,14 @@ SELECT outcome, inserted, replayed, same_key, quarantined, accounted
        @order_values, @discounts, @order_ids, @metadata, @remaining, @at_ms, @poison,
        @poison_raw);
 
+-- name: settle_plain :one
+-- The same for wins that were all readable: each column is an array literal.
+SELECT outcome, inserted, replayed, same_key, quarantined, accounted
+  FROM vf.settle_wins(@project_id, @lease_id, @run_id, @from_id, @to_id, @seqs::text::bigint[], @ids::text::uuid[],
+       @keys::text::text[], @fingerprints::text::bytea[], @customers::text::text[], @order_values::text::bigint[],
+       @discounts::text::bigint[], @order_ids::text::text[], @metadata::text::text[], @remaining::text::bigint[],
+       @at_ms::text::bigint[], '{}', '{}');
+
 -- name: settle_lease :one
 -- Ends a drained lease.
 SELECT outcome, open_to, returned, burned FROM vf.settle_lease(@project_id, @lease_id, @state, @run_id, @open_to);

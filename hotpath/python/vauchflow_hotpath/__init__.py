@@ -17,6 +17,7 @@ from vauchflow_hotpath._native import (
     Marks,
     PlainTerms,
     read_marks,
+    settle_columns,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "RedisAddress",
     "parse_redis_url",
     "read_marks",
+    "settle_columns",
 ]
 
 

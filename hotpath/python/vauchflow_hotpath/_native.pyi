@@ -17,6 +17,7 @@ __all__ = [
     "Marks",
     "PlainTerms",
     "read_marks",
+    "settle_columns",
 ]
 
 BUILD_PROFILE: Final[str]
@@ -160,4 +161,10 @@ class Marks:
     def keep(self, lease_ids: Sequence[str]) -> None: ...
     def free(self, record: int) -> None: ...
 
+def settle_columns(
+    entries: Sequence[tuple[bytes, dict[bytes, bytes]]],
+    lease_id: str,
+    tag: int,
+    rows_max: int,
+) -> tuple[int, int, tuple[str, ...]] | None: ...
 def read_marks(path: str | PathLike[str]) -> dict[str, int] | None: ...

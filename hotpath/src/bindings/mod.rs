@@ -15,10 +15,11 @@ use std::sync::Arc;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
 use crate::marks::{self, parse_uuid, uuid_text};
 use crate::plain;
+use crate::stream;
 
 fn no_slot() -> PyErr {
     PyValueError::new_err("no such slot")
@@ -121,6 +122,51 @@ fn read_marks(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyDict
     Ok(Some(by_lease))
 }
 
+/// An entry of a stream as the client library gives it: its id and its fields.
+type RawEntry<'py> = (Bound<'py, PyBytes>, Bound<'py, PyDict>);
+
+/// Turn the first entries of a stream into the columns of `vf.settle_wins`, as array literals:
+/// at most `rows_max` rows, or one entry. Returns how many entries and rows those are; None when
+/// one of them can't be read.
+#[pyfunction]
+fn settle_columns<'py>(
+    py: Python<'py>,
+    entries: Vec<RawEntry<'py>>,
+    lease_id: &str,
+    tag: u64,
+    rows_max: usize,
+) -> PyResult<Option<(usize, usize, Bound<'py, PyTuple>)>> {
+    let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base: 0 };
+    let mut read = Vec::with_capacity(entries.len());
+    let packed: Vec<Option<Bound<'py, PyBytes>>> =
+        entries.iter().map(|(_, fields)| field(fields, b"d")).collect::<PyResult<_>>()?;
+    for ((_, fields), packed) in entries.iter().zip(&packed) {
+        let (Some(first), Some(at_ms), Some(remaining), Some(packed)) =
+            (number(fields, b"f")?, number(fields, b"t")?, number(fields, b"r")?, packed)
+        else {
+            return Ok(None);
+        };
+        let Ok(first) = u64::try_from(first) else { return Ok(None) };
+        read.push(stream::Entry { first, at_ms, remaining, packed: packed.as_bytes() });
+    }
+    let Some((taken, told)) = stream::columns(&read, &lease, rows_max) else { return Ok(None) };
+    Ok(Some((taken, told.rows, PyTuple::new(py, told.columns)?)))
+}
+
+fn field<'py>(
+    fields: &Bound<'py, PyDict>,
+    name: &'static [u8],
+) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let value = fields.get_item(PyBytes::new(fields.py(), name))?;
+    Ok(value.and_then(|value| value.cast_into::<PyBytes>().ok()))
+}
+
+fn number(fields: &Bound<'_, PyDict>, name: &'static [u8]) -> PyResult<Option<i64>> {
+    let value = field(fields, name)?;
+    let text = value.as_ref().and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
@@ -130,7 +176,7 @@ mod _native {
     #[pymodule_export]
     use super::door::{Call, Door};
     #[pymodule_export]
-    use super::{Marks, PlainTerms, read_marks};
+    use super::{Marks, PlainTerms, read_marks, settle_columns};
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]
