@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from core.errors import OutcomeUnknown, Unavailable
 from tests.sim.machine import EPOCH, Actor, wall_time
 
@@ -342,6 +344,12 @@ class SimLedger:
         grant.offsets.append(int(to_id.partition("-")[0]))
         return {"outcome": "applied", **told, "accounted": grant.accounted}
 
+    def reconciler_settle_plain(self, poison: Any = (), **given: Any) -> dict[str, Any]:
+        columns = ("seqs", "keys", "customers")
+        return self.reconciler_settle_wins(
+            **given | {name: _elements(given[name]) for name in columns}, poison=poison
+        )
+
     def reconciler_settle_lease(
         self, project_id: Any, lease_id: Any, state: str, run_id: str | None, open_to: int | None
     ) -> dict[str, Any]:
@@ -393,3 +401,8 @@ def _filled(struct: Any, row: dict[str, Any] | None) -> Any:
     if row is None:
         return None
     return struct(**{name: row.get(name) for name in struct.__struct_fields__})
+
+
+def _elements(literal: str) -> list[Any]:
+    """The elements of an array literal: what is escaped in it is escaped in JSON, too."""
+    return msgspec.json.decode("[" + literal[1:-1].replace("NULL", "null") + "]")

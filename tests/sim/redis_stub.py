@@ -11,7 +11,15 @@ import msgspec
 from redis.exceptions import ConnectionError as RedisGone
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from core.hot.leases import LeaseFacts, LeaseState, Record, StreamEntry, Win
+from core.hot.leases import (
+    LeaseFacts,
+    LeaseState,
+    RawEntry,
+    Record,
+    StreamEntry,
+    Win,
+    decoded,
+)
 from core.hot.redis_py import Call
 from tests.hot.memory import MemoryLease
 from tests.sim.machine import EPOCH, Actor
@@ -235,9 +243,11 @@ class SimLeases:
     async def read_wins(
         self, client: Client, lease_id: str, after_id: str, count: int = 100
     ) -> list[StreamEntry]:
-        return (await self.read_wins_of(client, lease_id, after_id, count))[1]
+        return decoded((await self.read_raw(client, lease_id, after_id, count))[1])
 
-    async def read_wins_of(
+    decoded = staticmethod(decoded)
+
+    async def read_raw(
         self,
         client: Client,
         lease_id: str,
@@ -245,7 +255,7 @@ class SimLeases:
         count: int,
         *,
         block_ms: int | None = None,
-    ) -> tuple[str, list[StreamEntry]]:
+    ) -> tuple[str, list[RawEntry]]:
         process = await client.reach()
         entries = self._after(process, lease_id, after_id)
         if not entries and block_ms:
@@ -254,7 +264,7 @@ class SimLeases:
             entries = self._after(process, lease_id, after_id)
         found = entries[:count]
         await client.actor.wait()
-        return process.run_id, found
+        return process.run_id, [_as_written(entry) for entry in found]
 
     def _after(self, process: Process, lease_id: str, after_id: str) -> list[StreamEntry]:
         held = process.leases.get(lease_id)
@@ -285,3 +295,19 @@ class SimLeases:
 def at_ms(now: Any) -> int:
     """Return a simulated instant in milliseconds since the simulation's start."""
     return int((now - EPOCH).total_seconds() * 1000)
+
+
+def _as_written(entry: StreamEntry) -> RawEntry:
+    """An entry as claim.lua would have written it."""
+    first = entry.wins[0]
+    packed = [
+        (win.key or "", win.fingerprint, win.customer or "", win.payload.decode())
+        for win in entry.wins
+    ]
+    fields = {
+        b"f": b"%d" % first.seq,
+        b"t": b"%d" % entry.at_ms,
+        b"r": b"%d" % first.remaining,
+        b"d": msgspec.msgpack.encode(packed),
+    }
+    return entry.id.encode(), fields
