@@ -47,8 +47,16 @@ test-long: setup ## Run the tests that take minutes: load and faults
 	@$(PY) -m pytest -m long $(ARGS)
 
 .PHONY: prove
-prove: setup ## Run the fault rounds again and again: servers and processes killed under load
-	@$(PY) -m pytest -m long tests/e2e tests/sim $(ARGS)
+prove: setup ## Play every fault in both modes under load: 35 rounds, minutes
+	@$(PY) -m tests.faults $(ARGS)
+
+.PHONY: prove-long
+prove-long: setup ## Play 306 rounds; goes on where it was broken off
+	@$(PY) -m tests.faults --rounds 306 --resume --results .proof/rounds-long.jsonl $(ARGS)
+
+.PHONY: proof
+proof: setup ## Write docs/proof.md from the last runs
+	@$(PY) -m tests.faults.report
 
 .PHONY: bench
 bench: setup ## Load a flash sale over HTTP and audit the books afterwards

@@ -144,6 +144,9 @@ def test_a_win_decided_during_a_call_that_was_refused_is_found() -> None:
     assert broken([refused, early], [row], 0) == {"I4"}
     silent = msgspec.structs.replace(refused, out="unknown", ret=None)
     assert broken([silent, early], [row], 0) == set()
+    # Told "unknown" (504) while the store stood still: it is applied when the store wakes up.
+    unknown = msgspec.structs.replace(refused, call=0.1, ret=0.3, out="unknown")
+    assert broken([unknown, refused, early], [row], 0) == set()
 
 
 def test_a_win_that_was_written_off_may_be_won_again_with_the_same_key() -> None:

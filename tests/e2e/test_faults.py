@@ -1,4 +1,7 @@
-"""`kill -9` of each process in the middle of a sale: it comes back by itself and loses nothing."""
+"""`up` and its servers, killed in the middle of a sale: all comes back and nothing is lost.
+
+One fault at a time, of every kind, is `tests/faults`.
+"""
 
 import itertools
 import json
@@ -12,23 +15,13 @@ from pathlib import Path
 import pytest
 
 from bench import product as bench_product
-from bench.client import Summary
 from bench.product import Product
 from tests.e2e.sales import Sale, finish, running, wait_for_wins
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
 BACK_WITHIN_S = 10.0
-# The kill comes after a quarter of the stock, long before it is gone.
-WINS_BEFORE = 5_000
 MODES = pytest.mark.parametrize("durability", ["fast", "strict"])
-# What a mode does not need to decide a claim: its death must not be felt at all.
-UNFELT = {
-    ("fast", "postgres"),
-    ("fast", "reconciler"),
-    ("strict", "valkey"),
-    ("strict", "reconciler"),
-}
 
 
 @pytest.fixture
@@ -74,55 +67,14 @@ def wait_for_successor(product: Product, name: str, dead: int) -> float:
     raise AssertionError(f"{name} was not back after {BACK_WITHIN_S} s")
 
 
-def first_decision_after(history: Path, moment_s: float) -> float:
-    """Return how long after a moment the first claim asked since then was decided."""
-    decided = (
-        call["ret"] - moment_s
-        for call in map(json.loads, history.read_text().splitlines())
-        if call["out"] in ("ok", "sold_out", "limit") and call["call"] > moment_s
-    )
-    return min(decided, default=float("inf"))
-
-
-def longest_silence(history: Path, since_s: float) -> float:
-    """Return the longest time after a moment in which nobody got a decision, in seconds."""
+def longest_silence(history: Path) -> float:
+    """Return the longest time in which nobody got a decision, in seconds."""
     decided = sorted(
         call["ret"]
         for call in map(json.loads, history.read_text().splitlines())
-        if call["out"] in ("ok", "sold_out", "limit") and call["ret"] > since_s
+        if call["out"] in ("ok", "sold_out", "limit")
     )
-    return max((b - a for a, b in itertools.pairwise([since_s or decided[0], *decided])))
-
-
-@MODES
-@pytest.mark.parametrize("name", ["worker", "api", "reconciler", "valkey", "postgres"])
-def test_a_sale_survives_the_death_of_any_process(
-    product: Product, tmp_path: Path, durability: str, name: str
-) -> None:
-    sale = Sale(product, durability, tmp_path)
-    with sale.crowd() as crowd:
-        before = wait_for_wins(crowd, WINS_BEFORE)
-        dead = victim_of(product, name)
-        killed_at_s = time.monotonic()
-        os.kill(dead, signal.SIGKILL)
-        back_s = wait_for_successor(product, name, dead)
-        summary = finish(crowd)
-    decided_s = first_decision_after(sale.history, killed_at_s)
-    silence_s = longest_silence(sale.history, killed_at_s)
-    print(
-        f"{durability}, {name} killed after {before} wins: back in {back_s:.1f} s, first decision "
-        f"after {decided_s:.2f} s, longest silence {silence_s:.2f} s"
-    )
-    assert decided_s <= BACK_WITHIN_S
-    assert silence_s <= BACK_WITHIN_S
-    if (durability, name) in UNFELT:
-        assert_nothing_stopped(summary)
-    sale.assert_sold_exactly(summary)
-
-
-def assert_nothing_stopped(summary: Summary) -> None:
-    """Nobody was sent away or left without an answer."""
-    assert set(summary.answers) <= {"200 redeemed", "409 sold_out"}, summary.answers
+    return max((b - a for a, b in itertools.pairwise(decided)))
 
 
 @MODES
@@ -141,7 +93,7 @@ def test_a_sale_survives_one_death_after_another(
             os.kill(dead, signal.SIGKILL)
             print(f"{name} killed, back in {wait_for_successor(product, name, dead):.1f} s")
         summary = finish(crowd)
-    assert longest_silence(sale.history, 0.0) <= BACK_WITHIN_S
+    assert longest_silence(sale.history) <= BACK_WITHIN_S
     sale.assert_sold_exactly(summary)
 
 

@@ -14,10 +14,13 @@ from pathlib import Path
 import msgspec
 
 from tests.faults import results
-from tests.faults.catalogue import FAULTS, MODES
-from tests.faults.rounds import CONTROL_NUMBER, Verdict, play
+from tests.faults.catalogue import CONTROL_NUMBER, FAULTS, MODES
+from tests.faults.rounds import Verdict, play
 from tests.faults.shim import NoCompiler
 from tests.faults.system import System
+
+# Verifying costs a second for what so many rounds leave in the ledger.
+ROUNDS_OF_A_SYSTEM = 36
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -70,38 +73,41 @@ class Stage:
 def main() -> int:
     """Play what was asked for; the exit status is 1 when a round broke or none was played."""
     asked = _parsed()
-    file = results.ROUNDS if asked.results is None else asked.results
-    done = results.read_rounds(file) if asked.resume else []
-    if not asked.resume and not asked.fault and not asked.control:
-        file.unlink(missing_ok=True)
-    turns = list(_turns(asked))[len(done) :]
-    print(f"{len(turns)} rounds, seed {asked.seed}; one again: --seed S --fault F --mode M")
+    done = results.read_rounds(asked.results) if asked.resume else []
+    turns = list(_turns(asked))
+    if not asked.resume and asked.results is not None:
+        asked.results.unlink(missing_ok=True)
+    print(f"{len(turns) - len(done)} rounds from seed {asked.seed}", flush=True)
     began_s = time.monotonic()
     stage = Stage()
-    broken = 0
     try:
-        for place, turn in enumerate(turns, len(done) + 1):
+        for place, turn in enumerate(turns[len(done) :], len(done) + 1):
+            if place % ROUNDS_OF_A_SYSTEM == 0:
+                stage.leave()
             verdict = play(
                 stage.system(), turn.number, turn.mode, turn.seed, stage.scratch(), asked.variant
             )
-            results.add_round(file, verdict)
-            _tell(place, len(done) + len(turns), verdict)
+            done.append(verdict)
+            if asked.results is not None:
+                results.add_round(asked.results, verdict)
+            _tell(place, len(turns), verdict)
             if verdict.broken:
-                broken += 1
                 stage.leave(results.KEPT / f"{verdict.seed}-{verdict.number}-{verdict.mode}")
+            elif turn.number == CONTROL_NUMBER:
+                stage.leave()
     except NoCompiler as fault:
-        print(f"FAILED  {fault}")
+        print(f"FAILED  fault {fault}")
         return 1
     finally:
         stage.leave()
-    played = results.read_rounds(file)
+    broken = sum(1 for one in done if one.broken)
     print(
-        f"faults: {len(turns) - broken} passed, {broken} failed in "
-        f"{time.monotonic() - began_s:.0f} s; {sum(v.attempts for v in played):,} attempts, "
-        f"{sum(v.acknowledged for v in played):,} acknowledged, "
-        f"{sum(v.lost for v in played):,} lost, {sum(v.over for v in played):,} over-redeemed"
+        f"faults: {len(done) - broken} passed, {broken} failed in "
+        f"{time.monotonic() - began_s:.0f} s; {sum(v.attempts for v in done):,} attempts, "
+        f"{sum(v.acknowledged for v in done):,} acknowledged, "
+        f"{sum(v.lost for v in done):,} lost, {sum(v.over for v in done):,} over-redeemed"
     )
-    return 1 if broken or (not turns and not done) else 0
+    return 1 if broken or not done else 0
 
 
 def _parsed() -> argparse.Namespace:
@@ -111,21 +117,29 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--fault", type=int, choices=sorted(FAULTS))
     parser.add_argument("--mode", choices=MODES)
     parser.add_argument("--variant", default="", help="which kind of the fault; else the seed's")
-    parser.add_argument("--control", action="store_true", help="only the everysec control")
+    parser.add_argument("--control", action="store_true", help="only the controls")
     parser.add_argument("--resume", action="store_true", help="go on after the kept rounds")
-    parser.add_argument("--results", type=Path, help="where rounds are kept")
+    parser.add_argument(
+        "--results", type=Path, help="where rounds are kept; else a whole run's are"
+    )
     asked = parser.parse_args()
+    is_whole = not (asked.fault or asked.mode or asked.control)
+    if asked.results is None and is_whole:
+        asked.results = results.ROUNDS
+    if asked.resume and asked.results is None:
+        parser.error("--resume needs --results, or a whole run")
     if asked.seed is None:
-        asked.seed = secrets.randbelow(1_000_000)
-        if asked.resume:
-            kept = results.read_rounds(asked.results or results.ROUNDS)
-            asked.seed = kept[0].seed if kept else asked.seed
+        kept = results.read_rounds(asked.results) if asked.resume else []
+        asked.seed = kept[0].seed if kept else secrets.randbelow(1_000_000)
     return asked
 
 
 def _turns(asked: argparse.Namespace) -> Iterator[Turn]:
+    controls = [
+        Turn(CONTROL_NUMBER, mode, asked.seed) for mode in (asked.mode or "fast strict").split()
+    ]
     if asked.control:
-        yield Turn(CONTROL_NUMBER, "fast", asked.seed)
+        yield from controls
         return
     numbers = [asked.fault] if asked.fault else sorted(FAULTS)
     modes = [asked.mode] if asked.mode else list(MODES)
@@ -138,7 +152,7 @@ def _turns(asked: argparse.Namespace) -> Iterator[Turn]:
         number, mode = pairs[place % len(pairs)]
         yield Turn(number, mode, asked.seed + place if count > 1 else asked.seed)
     if not asked.fault:
-        yield Turn(CONTROL_NUMBER, "fast", asked.seed)
+        yield from controls
 
 
 def _tell(place: int, count: int, verdict: Verdict) -> None:

@@ -218,7 +218,7 @@ class Crowd:
         except connections.NotSent:
             self.answers["not sent"] += 1
         except connections.Unanswered:
-            self.answers["unanswered"] += 1
+            self.answers["hung up" if timeout_s < ANSWER_TIMEOUT_S else "unanswered"] += 1
             self._write(call_s, None, "unknown", ask, {})
         return None
 

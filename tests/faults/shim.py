@@ -43,8 +43,8 @@ class Shim:
         self._journal.chmod(0o777)
         control = directory / "control"
         control.write_bytes(bytes(CONTROL_BYTES))
-        self._file = control.open("r+b")
-        self._map = mmap.mmap(self._file.fileno(), CONTROL_BYTES)
+        with control.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), CONTROL_BYTES)
         self._watch = watch
         self.environ = {
             "LD_PRELOAD": str(library),
@@ -69,6 +69,13 @@ class Shim:
             file.unlink()
         self._set(2, int(is_on))
 
+    def unsynced_bytes(self) -> int:
+        """Return the size of the notes a power cut would act upon just now."""
+        return sum(
+            max(0, notes.stat().st_size - _synced_to(notes))
+            for notes in self._journal.glob("*.undo")
+        )
+
     def lose_unsynced(self) -> "Loss":
         """Undo every noted write that no fsync followed. The processes must be dead.
 
@@ -81,18 +88,15 @@ class Shim:
             path = files.get(int(notes.stem))
             if path is None:
                 continue
-            marks = notes.with_suffix(".mark")
-            kept = max(map(int, marks.read_text().split()), default=0) if marks.exists() else 0
-            found = list(_notes_in(notes.read_bytes()[kept:]))
+            found = list(_notes_in(notes.read_bytes()[_synced_to(notes) :]))
             for note in reversed(found):
                 _undo(path, note)
                 loss = Loss(loss.writes + 1, loss.bytes + note.length)
         return loss
 
     def close(self) -> None:
-        """Let go of the control file."""
+        """Let go of the switches; they stay as they are."""
         self._map.close()
-        self._file.close()
 
     def _set(self, index: int, value: int) -> None:
         self._map[8 * index : 8 * index + 8] = value.to_bytes(8, "little", signed=True)
@@ -110,6 +114,12 @@ class _Note(NamedTuple):
     length: int
     old_size: int
     old: bytes
+
+
+def _synced_to(notes: Path) -> int:
+    """Return up to where a file's notes are on disk for sure."""
+    marks = notes.with_suffix(".mark")
+    return max(map(int, marks.read_text().split()), default=0) if marks.exists() else 0
 
 
 def _notes_in(data: bytes) -> Iterator[_Note]:

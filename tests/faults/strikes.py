@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ from tests.faults.system import Stuck, System
 FREEZE_S = 3.0
 FAULT_S = (1.0, 2.0)
 RESTART_S = (0.1, 0.8)
+# Twenty notes of appended batches: what the control is sure to lose.
+UNSYNCED_BYTES = 640
+# A server that found its disk full has one more crash recovery before it. One that does not answer
+# for so long is taken for hung: a health check's three tries.
+UP_WITHIN_S = 10.0
+HUNG_AFTER_S = 3.0
+# How far the ledger is behind when Redis loses something: 650 wins a second, below backlog_max.
+BEHIND_S = (0.2, 0.8)
 # A revoked key is refused everywhere after this.
 REVOKED_WITHIN_S = 2.0
 
@@ -56,7 +64,23 @@ class Scene:
         return self.variant
 
 
-Strike = Iterator[None]
+Strike = Generator[None, None, None]
+
+
+@contextlib.contextmanager
+def ledger_behind(at: Scene) -> Iterator[None]:
+    """Hold the reconciler back: what was answered in the last moments is in Redis and nowhere else.
+
+    Otherwise the ledger has a win within milliseconds, and no loss of Redis would be felt.
+    """
+    pid = at.system.pid_of_product("reconciler")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        at.pause(BEHIND_S)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def kill_valkey(at: Scene) -> Strike:
@@ -74,7 +98,8 @@ def cut_power(at: Scene) -> Strike:
     for shim in shims:
         shim.watch_writes(True)
     yield
-    _lose_power(at)
+    with ledger_behind(at):
+        _lose_power(at, "valkey", "postgres")
     yield
 
 
@@ -85,66 +110,100 @@ def cut_power_under_everysec(at: Scene) -> Strike:
     yield
     # Drift is looked for every three seconds; until then wins are answered before they are kept.
     at.system.redis().config_set("appendfsync", "everysec")
-    time.sleep(0.9)
-    _lose_power(at, "valkey")
+    with ledger_behind(at):
+        until_s = time.monotonic() + 2.0
+        while shim.unsynced_bytes() < UNSYNCED_BYTES and time.monotonic() < until_s:
+            time.sleep(0.01)
+        _lose_power(at, "valkey")
     yield
 
 
+def cut_power_under_async_commit(at: Scene) -> Strike:
+    """The control of strict: with `synchronous_commit off` a power cut takes answered redeems."""
+    shim = at.system.shims["postgres"]
+    at.system.ask("alter system set wal_writer_delay = '2s'")
+    at.system.ask("select pg_reload_conf()")
+    # Sessions have it from their start on, so all are made to begin anew.
+    at.system.ask("alter role vf_app set synchronous_commit = off")
+    at.system.to_postgres.reset_all()
+    _wait_until_ready(at)
+    shim.watch_writes(True)
+    yield
+    _lose_power(at, "postgres")
+    yield
+
+
+def _wait_until_ready(at: Scene) -> None:
+    """Wait until the API has sound connections again. Raises: Stuck."""
+    until_s = time.monotonic() + UP_WITHIN_S
+    answered = 0
+    while answered < 10:
+        if time.monotonic() > until_s:
+            raise Stuck("the API does not get ready")
+        is_ready = at.system.product.ask("GET", "/readyz")[0] == 200
+        answered = answered + 1 if is_ready else 0
+        time.sleep(0.05)
+
+
 def _lose_power(at: Scene, *names: str) -> None:
-    for name in names or ("valkey", "postgres"):
+    for name in names:
         at.system.kill(name)
+    for name in names:
         loss = at.system.shims[name].lose_unsynced()
         # From here on the machine is up again: recovery need not be watched.
         at.system.shims[name].watch_writes(False)
         at.undone = Loss(at.undone.writes + loss.writes, at.undone.bytes + loss.bytes)
     at.variant = f"{at.undone.writes} writes undone"
     at.pause(RESTART_S)
-    for name in names or ("postgres", "valkey"):
+    for name in names:
         at.system.start_again(name)
 
 
 def delete_valkey(at: Scene) -> Strike:
     """3: Redis's directory is deleted."""
     yield
-    at.system.kill("valkey")
-    _empty(at.system.valkey_dir)
-    at.pause(RESTART_S)
-    at.system.start_again("valkey")
+    with ledger_behind(at):
+        at.system.kill("valkey")
+        _empty(at.system.valkey_dir)
+        at.pause(RESTART_S)
+        at.system.start_again("valkey")
     yield
 
 
-def restore_old_backup(at: Scene) -> Strike:
+def restore_backup(at: Scene) -> Strike:
     """4: Redis comes back with a backup of some moments before."""
     yield
     directory = at.system.valkey_dir
     backup = at.system.directory / "backup"
-    shutil.copytree(directory, backup)
-    at.pause((0.3, 0.8))
-    at.system.kill("valkey")
-    _empty(directory)
-    shutil.copytree(backup, directory, dirs_exist_ok=True)
-    for path in [directory, *directory.rglob("*")]:
-        owner = (at.system.directory / "servers" / "pg18").stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
-    shutil.rmtree(backup)
-    at.system.start_again("valkey")
+    with ledger_behind(at):
+        shutil.copytree(directory, backup)
+        at.pause(BEHIND_S)
+        at.system.kill("valkey")
+        _empty(directory)
+        shutil.copytree(backup, directory, dirs_exist_ok=True)
+        for path in [directory, *directory.rglob("*")]:
+            owner = (at.system.directory / "servers" / "pg18").stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+        shutil.rmtree(backup)
+        at.system.start_again("valkey")
     yield
 
 
-def promote_stale_replica(at: Scene) -> Strike:
+def promote_replica(at: Scene) -> Strike:
     """5: a replica that has missed some moments takes over from the primary."""
     system = at.system
     link = Proxy(system.proxies, system.valkey_socket)
     replica = system.replica(link.port)
     try:
         yield
-        link.turn(Weather.BLACK_HOLE)
-        at.pause((0.3, 0.8))
-        system.kill("valkey")
-        with redis.Redis(unix_socket_path=str(replica.socket)) as client:
-            client.execute_command("REPLICAOF", "NO", "ONE")
-        system.to_valkey.upstream = replica.socket
-        system.to_valkey.reset_all()
+        with ledger_behind(at):
+            link.turn(Weather.BLACK_HOLE)
+            at.pause(BEHIND_S)
+            system.kill("valkey")
+            with redis.Redis(unix_socket_path=str(replica.socket)) as client:
+                client.execute_command("REPLICAOF", "NO", "ONE")
+            system.to_valkey.upstream = replica.socket
+            system.to_valkey.reset_all()
         yield
     finally:
         # Nothing is live any more, so the embedded one may begin anew.
@@ -269,15 +328,28 @@ def fill_disk(at: Scene) -> Strike:
     at.system.shims[name].fill_disk(True)
     at.pause(FAULT_S)
     at.system.shims[name].fill_disk(False)
-    # It ended at the first write; PostgreSQL may still be on its way down, or back up.
-    until_s = time.monotonic() + 2.0
-    while at.system.is_running(name) and time.monotonic() < until_s:
-        if _answers(at.system, name):
-            break
-        time.sleep(0.05)
-    if not at.system.is_running(name):
-        at.system.start_again(name)
+    _bring_back(at.system, name)
     yield
+
+
+def _bring_back(system: System, name: str) -> None:
+    """Do what init does: start it whenever it has ended, and whenever it hangs, until it answers.
+
+    PostgreSQL 18.6 whose crash recovery meets the full disk once more stays "in recovery mode"
+    without a startup process for ever, room or not. Raises: Stuck.
+    """
+    began_s = time.monotonic()
+    killed = False
+    while time.monotonic() < began_s + UP_WITHIN_S:
+        if system.is_running(name) and not killed and time.monotonic() > began_s + HUNG_AFTER_S:
+            killed = True
+            system.kill(name)
+        if not system.is_running(name):
+            system.start_again(name)
+        if _answers(system, name):
+            return
+        time.sleep(0.05)
+    raise Stuck(f"{name} does not come back with room on its disk")
 
 
 def _answers(system: System, name: str) -> bool:
@@ -343,7 +415,8 @@ def meddle(at: Scene) -> Strike:
     command = at.choose("FLUSHALL", "SCRIPT FLUSH", "CONFIG SET appendfsync everysec")
     yield
     client = at.system.redis()
-    client.execute_command(*command.split())
+    with ledger_behind(at) if command == "FLUSHALL" else contextlib.nullcontext():
+        client.execute_command(*command.split())
     if command.startswith("CONFIG"):
         # Longer than the product takes to see it.
         time.sleep(FREEZE_S + 1.0)
