@@ -18,6 +18,8 @@ from core.checkouts import Checkout, NewCheckout
 from core.errors import Invalid, NotFound, Refusal
 from core.receipts import Presented
 from core.redemptions import Filter, NewRedemption, Redemption
+from core.rules import money
+from core.shapes import Amount
 
 Req = Request[Any, Any, Any]
 # A sentence or two for whoever reads the books.
@@ -38,9 +40,10 @@ _FILTERS: Final = (
 
 
 class Rollback(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Why a redemption is given back."""
+    """Why a redemption is given back; with `amount` only so much of its discount."""
 
     reason: Reason | None = None
+    amount: Amount = msgspec.field(default_factory=msgspec.Raw)
 
 
 class RollbackOf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,6 +160,8 @@ async def rollback(request: Req, redemption: str) -> Response[bytes]:
     """Give a redemption's unit back, once, within 30 minutes. The body may be empty."""
     caller = await auth.secret_caller(request)
     raw, body = await bodies.received(request, Rollback, is_optional=True)
+    if money.is_given(body.amount):
+        return await _rolled_back_in_part(request, caller, raw, redemption, body)
     return await _rolled_back(request, caller, raw, redemption, body.reason, None)
 
 
@@ -171,6 +176,20 @@ async def rollback_of(request: Req, code: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     raw, body = await bodies.received(request, RollbackOf)
     return await _rolled_back(request, caller, raw, body.redemption_id, body.reason, code)
+
+
+async def _rolled_back_in_part(
+    request: Req, caller: Caller, raw: bytes, public_id: str, body: Rollback
+) -> Response[bytes]:
+    redemption_id = _id_of(public_id)
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            refused = await redemptions.roll_back_part(
+                work.conn, caller, redemption_id, body.amount, body.reason
+            )
+            shown = refused or await redemptions.shown(work.conn, caller, redemption_id)
+            work.answer(200, shown)
+    return work.response()
 
 
 async def _rolled_back(

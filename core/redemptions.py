@@ -68,6 +68,7 @@ class Redemption(msgspec.Struct, frozen=True):
     rolled_back_at: str | None = None
     rollback_reason: str | None = None
     order: ShownOrder | msgspec.UnsetType = msgspec.UNSET
+    rolled_back_amount: Amount | msgspec.UnsetType = msgspec.UNSET
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -262,6 +263,7 @@ class Row(msgspec.Struct, frozen=True):
     redeemed_at: datetime
     rolled_back_at: datetime | None
     rollback_reason: str | None
+    returned_minor: int | None
     metadata: Metadata | None
     detail: Detail | None
 
@@ -292,6 +294,9 @@ def from_row(caller: Caller, row: Row) -> Redemption:
         rolled_back_at=iso_ms(row.rolled_back_at) if row.rolled_back_at else None,
         rollback_reason=row.rollback_reason,
         order=row.detail.shown(caller.exponent) if row.detail else msgspec.UNSET,
+        rolled_back_amount=money.json_amount(row.returned_minor, caller.exponent)
+        if row.returned_minor
+        else msgspec.UNSET,
     )
 
 
@@ -523,9 +528,40 @@ async def roll_back(
         window=ROLLBACK_WINDOW,
     )
     assert done is not None
-    match done.outcome:
-        case "rolled_back":
-            return done
+    if done.outcome == "rolled_back":
+        return done
+    return await _not_rolled_back(conn, caller, redemption_id, done.outcome)
+
+
+async def roll_back_part(
+    conn: db.Connection,
+    caller: Caller,
+    redemption_id: UUID,
+    amount: msgspec.Raw,
+    reason: str | None,
+) -> Refusal | None:
+    """Give a part of a redemption's discount back to its budgets; the use stays used.
+
+    Refuses as `roll_back`. Raises: NotFound; Invalid for more than is left of the discount.
+    Concurrency: a conditional write; parts that come at once never exceed the whole.
+    """
+    amount_minor = money.parse_amount(amount, caller.currency, field="amount", minor_min=1)
+    outcome = await db.value(
+        conn, "redemptions.roll_back_part", str,
+        project_id=caller.project_id, id=redemption_id, amount=amount_minor, reason=reason,
+        window=ROLLBACK_WINDOW,
+    )  # fmt: skip
+    if outcome == "rolled_back":
+        return None
+    if outcome == "too_much":
+        raise Invalid("amount is more than is left of the discount", field="amount")
+    return await _not_rolled_back(conn, caller, redemption_id, outcome)
+
+
+async def _not_rolled_back(
+    conn: db.Connection, caller: Caller, redemption_id: UUID, outcome: str
+) -> Refusal:
+    match outcome:
         case "not_found":
             return await _unsettled(conn, caller, redemption_id)
         case "already_rolled_back":

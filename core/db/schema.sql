@@ -371,7 +371,8 @@ CREATE TABLE vf.quarantine (
 
 -- One row a redemption, direct or won. A win draws from its lease; a direct redemption draws from its voucher, whose
 -- id then stands in lease_id and whose number is seq, so that one key, PRIMARY KEY (lease_id, seq), makes a
--- double sale impossible to write down in every mode. detail: the order line by line, and what was taken of which budget.
+-- double sale impossible to write down in every mode. detail: the order line by line, and what was taken of which budget. returned_minor: the
+-- part of the discount that was given back.
 -- The list indexes carry a predicate that is always true and that only list statements repeat: no plan of a hot
 -- statement can choose them, however stale the statistics of a hot voucher are. (IS NOT NULL would not do: the planner
 -- drops it from a query where the column is NOT NULL.)
@@ -398,6 +399,7 @@ CREATE TABLE vf.redemptions (
     rolled_back_at     timestamptz,
     rollback_reason    text,
     detail             jsonb,
+    returned_minor     bigint,
     PRIMARY KEY (lease_id, seq),
     CONSTRAINT redemptions_key UNIQUE (idempotency_key, voucher_id, project_id),
     CONSTRAINT redemptions_voucher FOREIGN KEY (project_id, voucher_id)
@@ -406,6 +408,7 @@ CREATE TABLE vf.redemptions (
         REFERENCES vf.lease_grants (lease_id, size, project_id),
     CONSTRAINT redemptions_within_grant CHECK (seq <= granted_size),
     CONSTRAINT redemptions_source CHECK ((granted_size IS NULL) = (lease_id = voucher_id)),
+    CONSTRAINT redemptions_returned CHECK (returned_minor BETWEEN 1 AND discount_minor),
     CONSTRAINT redemptions_rolled_back CHECK ((status = 'rolled_back') = (rolled_back_at IS NOT NULL))
 );
 CREATE UNIQUE INDEX redemptions_id ON vf.redemptions (project_id, id) WHERE redeemed_at > '-infinity';
@@ -1095,6 +1098,50 @@ BEGIN
     VALUES (p_project, 'redemption.rolled_back', r.id, jsonb_build_object('reason', p_reason));
     RETURN QUERY SELECT 'rolled_back', r.voucher_id, CASE WHEN v_state IS NOT NULL THEN r.lease_id END, v_state,
                         r.customer_id;
+END $$;
+
+-- Gives a part of a redemption's discount back, to the budgets it was taken of; the use stays used. Answers as
+-- roll_back does, or too_much where more would be given back than was taken off.
+CREATE FUNCTION vf.roll_back_part(p_project uuid, p_id uuid, p_amount bigint, p_reason text, p_window interval)
+RETURNS text
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    r vf.redemptions;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO r FROM vf.redemptions k
+     WHERE k.project_id = p_project AND k.id = p_id AND k.redeemed_at > '-infinity';
+    IF NOT FOUND THEN
+        RETURN 'not_found';
+    END IF;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = r.campaign_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = r.voucher_id FOR NO KEY UPDATE;
+    UPDATE vf.redemptions k
+       SET returned_minor = coalesce(k.returned_minor, 0) + p_amount, rollback_reason = p_reason,
+           -- What is left of it is what a rollback of the rest will give back.
+           detail = CASE WHEN k.detail ? 'takings' THEN jsonb_set(k.detail, '{takings}', (
+               SELECT jsonb_agg(CASE WHEN split_part(t ->> 'label', '/', 1) = 'discount'
+                                     THEN jsonb_set(t, '{used}', to_jsonb((t ->> 'used')::bigint - p_amount))
+                                     ELSE t END)
+                 FROM jsonb_array_elements(k.detail -> 'takings') t)) ELSE k.detail END
+     WHERE k.lease_id = r.lease_id AND k.seq = r.seq AND k.status = 'redeemed'
+       AND k.redeemed_at > clock_timestamp() - p_window
+       AND coalesce(k.returned_minor, 0) + p_amount <= k.discount_minor;
+    IF NOT FOUND THEN
+        SELECT * INTO r FROM vf.redemptions k WHERE k.lease_id = r.lease_id AND k.seq = r.seq;
+        RETURN CASE WHEN r.status = 'rolled_back' THEN 'already_rolled_back'
+                    WHEN r.redeemed_at <= clock_timestamp() - p_window THEN 'rollback_window_passed'
+                    ELSE 'too_much' END;
+    END IF;
+    UPDATE vf.budgets k SET used = k.used - p_amount, reached_at = NULL
+      FROM jsonb_populate_recordset(NULL::vf.budgets, r.detail -> 'takings') t
+     WHERE split_part(t.label, '/', 1) = 'discount'
+       AND k.subject = t.subject AND k.period = t.period AND k.label = t.label AND k.scope_id = t.scope_id
+       AND k.project_id = p_project;
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    VALUES (p_project, 'redemption.rolled_back', r.id, jsonb_build_object('reason', p_reason, 'amount_minor', p_amount));
+    RETURN 'rolled_back';
 END $$;
 
 -- ---------------------------------------------------------------------------------------------

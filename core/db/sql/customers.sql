@@ -46,7 +46,7 @@ UPDATE vf.customers
 -- Everything a customer redeemed, newest first.
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata, r.detail
+       r.rollback_reason, r.returned_minor, r.metadata, r.detail
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.customer_id = @customer_id AND r.project_id = @project_id AND r.redeemed_at > '-infinity'
  ORDER BY r.id DESC LIMIT @limit::bigint;

@@ -59,7 +59,7 @@ SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discoun
 -- One redemption by its id.
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata, r.detail
+       r.rollback_reason, r.returned_minor, r.metadata, r.detail
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.project_id = @project_id AND r.id = @id AND r.redeemed_at > '-infinity';
 
@@ -77,7 +77,7 @@ SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan'
 WITH page AS MATERIALIZED (
     SELECT r.id, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
            r.discount_minor, r.remaining, r.sale_seq, r.seq, r.status, r.redeemed_at, r.rolled_back_at,
-           r.rollback_reason, r.metadata, r.detail
+           r.rollback_reason, r.returned_minor, r.metadata, r.detail
       FROM vf.redemptions r
      WHERE r.project_id = @project_id AND r.redeemed_at > '-infinity'
        AND (@before::uuid IS NULL OR r.id < @before)
@@ -102,7 +102,7 @@ WITH page AS MATERIALIZED (
      LIMIT @limit)
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata, r.detail
+       r.rollback_reason, r.returned_minor, r.metadata, r.detail
   FROM page r
  CROSS JOIN LATERAL (SELECT k.code FROM vf.vouchers k
                       WHERE k.project_id = @project_id AND k.id = r.voucher_id OFFSET 0) v
@@ -116,6 +116,10 @@ SELECT v.id FROM vf.vouchers v WHERE v.project_id = @project_id AND v.code_norm 
 -- Gives a redemption's unit back, once.
 SELECT outcome, voucher_id, lease_id, lease_state, customer_id
   FROM vf.roll_back(@project_id, @id, @reason, @window);
+
+-- name: roll_back_part :one
+-- Gives a part of a redemption's discount back.
+SELECT vf.roll_back_part(@project_id, @id, @amount, @reason, @window) AS outcome;
 
 -- name: lease_of_tag :one
 -- The lease a win's id was drawn from, to tell "not settled yet" from "never existed".
@@ -157,7 +161,7 @@ SELECT v.crowd_version, vf.lineage() AS lineage, v.per_customer_limit,
 -- The redemption an idempotency key has, for a retry that comes after the sale.
 SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.order_id, r.order_value_minor,
        r.discount_minor, r.remaining, coalesce(r.sale_seq, r.seq) AS seq, r.status, r.redeemed_at, r.rolled_back_at,
-       r.rollback_reason, r.metadata, r.detail, r.fingerprint
+       r.rollback_reason, r.returned_minor, r.metadata, r.detail, r.fingerprint
   FROM vf.redemptions r JOIN vf.vouchers v ON v.project_id = r.project_id AND v.id = r.voucher_id
  WHERE r.idempotency_key = @key AND r.voucher_id = @voucher_id AND r.project_id = @project_id;
 
