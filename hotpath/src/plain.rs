@@ -36,8 +36,6 @@ pub struct Lease {
     pub id: [u8; 16],
     pub tag: u64,
     pub seq_base: u64,
-    /// What signs the receipt in the answer to each win.
-    pub receipts: receipts::Key,
 }
 
 /// An answer's own part: the id's 128 bits, the number, what was left, and when.

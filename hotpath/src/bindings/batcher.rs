@@ -44,6 +44,7 @@ struct Reply {
 struct LeaseTerms {
     terms: Arc<plain::Terms>,
     lease: plain::Lease,
+    receipts: receipts::Key,
     /// What words the answers that are not sent from here.
     subject: Py<PyAny>,
     sold_out: Problem,
@@ -277,11 +278,11 @@ impl Batcher {
         sold_out: (Vec<u8>, Vec<u8>),
     ) -> PyResult<()> {
         let receipts = receipts::Key::new(&receipt_key);
-        let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base, receipts };
+        let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base };
         let sold_out = Problem { head: sold_out.0.into(), tail: sold_out.1.into() };
         let terms = terms.0.clone();
         let sold_out_until = Mutex::default();
-        let terms = LeaseTerms { terms, lease, subject, sold_out, sold_out_until };
+        let terms = LeaseTerms { terms, lease, receipts, subject, sold_out, sold_out_until };
         self.terms().insert(slot, Arc::new(terms));
         Ok(())
     }
@@ -375,7 +376,7 @@ impl Waiter {
                 Outcome::Won => {
                     let lease = &reply.lease.lease;
                     let told = lease.told(answer.seq, answer.remaining, answer.at_ms);
-                    let receipts = Some(&lease.receipts);
+                    let receipts = Some(&reply.lease.receipts);
                     let body = reply.ask.answer(&reply.lease.terms, &told, receipts);
                     reply.pending.win(py, &body)?;
                     py.None()
