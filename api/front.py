@@ -6,6 +6,7 @@ whole rest of such a request. Everything else is Litestar's, behind `bridge`.
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import re
 import secrets
@@ -32,6 +33,10 @@ _VOUCHERS: Final = "/v1/vouchers/"
 _REDEEM: Final = "/redeem"
 _SALES: Final = "/v1/flash-sales/"
 _CLAIM: Final = "/claim"
+
+# Objects that may wait for the collector. A request leaves none in a circle, so it runs once in a
+# few hundred requests instead of one in twenty, where it took a twentieth of the process's time.
+GARBAGE_MAX: Final = 20_000
 
 JSON: Final = (b"content-type", b"application/json")
 # API answers are for the caller alone, are never a document, and load nothing.
@@ -65,6 +70,10 @@ class Front:
         """Open the services before the first request."""
         loop.run_until_complete(self._services.start())
         self._slow_bodies.watch(loop)
+        # What is there now stays; it need not be walked through again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE_MAX)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the services after the last answer."""
