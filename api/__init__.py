@@ -24,6 +24,7 @@ what handlers share
 the nouns
   vouchers        /v1/vouchers
   batches         /v1/vouchers/bulk and /v1/batches
+  imports         /v1/vouchers/import
   campaigns       /v1/campaigns
   customers       /v1/customers
   redemptions     /v1/redemptions

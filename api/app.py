@@ -24,6 +24,7 @@ from api import (
     flash_sales,
     health,
     holds,
+    imports,
     metrics,
     redemptions,
     vouchers,
@@ -38,6 +39,7 @@ from core.settings import Settings
 ROUTES: Final[list[HTTPRouteHandler]] = [
     *vouchers.ROUTES,
     *batches.ROUTES,
+    *imports.ROUTES,
     *campaigns.ROUTES,
     *customers.ROUTES,
     *redemptions.ROUTES,

@@ -126,7 +126,11 @@ async def _discard(receive: Receive, size: int) -> None:
 
 
 async def received(
-    request: "Request[Any, Any, Any]", type_: type[T], *, is_optional: bool = False
+    request: "Request[Any, Any, Any]",
+    type_: type[T],
+    *,
+    is_optional: bool = False,
+    bytes_max: int = BODY_BYTES_MAX,
 ) -> tuple[bytes, T]:
     """Read and decode the body of an ordinary request; its bytes tell it from another.
 
@@ -136,7 +140,7 @@ async def received(
     """
     headers = request.scope["headers"]
     check_media_type(next((v for k, v in headers if k == b"content-type"), None))
-    raw = await receive_body(request.receive)
+    raw = await receive_body(request.receive, bytes_max=bytes_max)
     if is_optional and not raw:
         raw = b"{}"
     return raw, decode(raw, type_)

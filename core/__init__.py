@@ -31,6 +31,7 @@ operations
   live_leases     what one API worker knows of the leases that are out
   terms           what a process remembers of vouchers that are being redeemed
   redemptions     pricing, reading and rolling back redemptions
+  imports         vouchers from elsewhere, with a report
   customers       who redeems: register, export, erase
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate

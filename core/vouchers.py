@@ -161,17 +161,27 @@ async def columns(conn: db.Connection, caller: Caller, new: NewVoucher) -> dict[
 
     Raises: NotFound for the campaign, Invalid.
     """
-    discount = promotions.read_discount(new.discount_type, new.discount_value, caller.currency)
     time_zone = await campaigns.time_zone(conn, caller)
+    campaign = None
+    if new.campaign_id is not None:
+        campaign = await campaigns.find(conn, caller, new.campaign_id, field="campaign_id")
+    return columns_of(caller, new, campaign, time_zone)
+
+
+def columns_of(
+    caller: Caller, new: NewVoucher, campaign: campaigns.Stored | None, time_zone: str
+) -> dict[str, Any]:
+    """Return the same of a voucher whose campaign was found; `time_zone` is the project's.
+
+    Raises: Invalid.
+    """
+    discount = promotions.read_discount(new.discount_type, new.discount_value, caller.currency)
     kind = None if discount is None else discount.type
     promotion = promotions.read(new, kind, caller.currency, time_zone)
     limits.check_window(new.starts_at, new.expires_at)
     limits.check_metadata(new.metadata or {})
-    campaign_id = None
     days = new.expires_after_days
-    if new.campaign_id is not None:
-        campaign = await campaigns.find(conn, caller, new.campaign_id, field="campaign_id")
-        campaign_id = campaign.id
+    if campaign is not None:
         days = days or campaign.expires_after_days
         if discount is None and campaign.discount_type is None:
             raise Invalid(
@@ -184,7 +194,7 @@ async def columns(conn: db.Connection, caller: Caller, new: NewVoucher) -> dict[
         )
     clock = time_zone if promotion is None else promotion.time_zone
     return {
-        "campaign_id": campaign_id,
+        "campaign_id": None if campaign is None else campaign.id,
         "discount_type": kind,
         "discount_bp": None if discount is None else discount.bp,
         "discount_minor": None if discount is None else discount.amount_minor,
