@@ -122,6 +122,7 @@ class SaleRow(msgspec.Struct, frozen=True):
     run_id: str | None
     seq_base: int | None
     lease_accounted: int
+    free_units: int
     now: datetime
 
     def phase(self) -> str:

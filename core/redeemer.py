@@ -245,6 +245,9 @@ class Redeemer:
 
     async def _refusal_of(self, row: SaleRow) -> Refusal:
         outcome = _PHASE_REFUSALS.get(row.phase())
+        if row.phase() == "open" and row.lease_id is None and row.free_units <= 0:
+            # What a fence wrote off is not sold again: there is nothing left to arm.
+            outcome = "sold_out"
         if outcome is None:
             raise Unavailable("Nothing was applied: the sale is being opened or recovered.")
         return redemptions.refusal(outcome)

@@ -273,6 +273,46 @@ async def test_a_stale_replica_that_was_promoted_sells_no_number_twice(
         replica.stop()
 
 
+async def test_a_lost_node_costs_at_most_the_backlog_and_what_is_left_is_sold(
+    home: House,
+) -> None:
+    """Nobody can tell what a lost node answered, so what it may have answered is written off."""
+    sale = await home.sale("GONE", 40, per_customer_limit=1)
+    await home.open_sale(sale)
+    first = await won(home, sale, *range(10))
+    await settled(home, 10)
+    lease = await home.value("update vf.leases set backlog_max = 12 returning id")
+    await home.owner.execute(
+        "insert into vf.lease_workers (lease_id, worker_id, node_id, seen_at)"
+        " values ($1, 'gone:0', 'gone', now() - interval '1 minute')",
+        lease,
+    )
+    await home.worker_redis.flushall()
+    assert await fenced_and_settled(home, "gone from Redis") == (22, 18, 12)
+    assert await sold_the_rest(home, sale, first, range(10, 40)) == 18
+    assert outcome(await claim_until_answered(home, sale, 99)) == "sold_out"
+
+
+async def test_a_sale_of_which_everything_left_was_written_off_says_sold_out(
+    home: House,
+) -> None:
+    sale = await home.sale("ALLGONE", 15)
+    await home.open_sale(sale)
+    first = await won(home, sale, 0, 1)
+    await settled(home, 2)
+    await home.owner.execute(
+        "insert into vf.lease_workers (lease_id, worker_id, node_id, seen_at)"
+        " select id, 'gone:0', 'gone', now() - interval '1 minute' from vf.leases"
+    )
+    await home.worker_redis.flushall()
+    assert await fenced_and_settled(home, "gone from Redis") == (15, 0, 13)
+    assert outcome(await claim_until_answered(home, sale, 5)) == "sold_out"
+    assert outcome(await claim_until_answered(home, sale, 1)) == "won"
+    assert await claim_until_answered(home, sale, 0) == first[0]
+    shown = await home.shown(sale)
+    assert (shown.status, shown.claimed, shown.written_off) == ("sold_out", 2, 13)
+
+
 async def roll_back(home: House, win: Any) -> redemptions.RolledBack:
     back = parse_id("rdm", win.redemption_id)
     assert back is not None

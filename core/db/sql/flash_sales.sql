@@ -27,9 +27,12 @@ SELECT s.project_id, s.id, s.voucher_id, s.name, v.code, v.code_norm, s.durabili
        v.discount_type, v.discount_bp, v.discount_minor, v.min_order_minor, v.per_customer_limit, v.sale_only,
        l.id AS lease_id, l.state AS lease_state, l.size AS lease_size, l.armed_at, l.run_id, l.seq_base,
        coalesce(p.accounted, 0) AS lease_accounted,
+       least(s.stock - s.sold_count - s.leased_count, v.max_redemptions - v.direct_count - v.leased_count,
+             c.max_redemptions - c.direct_count - c.leased_count) AS free_units,
        clock_timestamp() AS now
   FROM vf.flash_sales s
   JOIN vf.vouchers v ON v.project_id = s.project_id AND v.id = s.voucher_id
+  LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
   LEFT JOIN vf.leases l ON l.project_id = s.project_id AND l.sale_id = s.id AND l.state <> 'settled'
   LEFT JOIN vf.lease_progress p ON p.project_id = l.project_id AND p.lease_id = l.id
  WHERE s.project_id = @project_id AND s.id = @id;

@@ -1,0 +1,221 @@
+"""Several nodes on one sale: more workers, two reconcilers, restarts, a lost node, PgBouncer."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench import product as bench_product
+from bench.client import Summary
+from bench.product import Product, free_port
+from core.processes import servers_account
+from tests.conftest import temporary_data_dir
+from tests.e2e.nodes import Command, Node, joined, stores_of
+from tests.e2e.sales import CONNECTIONS, Sale, finish, wait_for_wins
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+MODES = pytest.mark.parametrize("durability", ["fast", "strict"])
+STOCK = 16_000
+# Two crowds of this size want twice the stock.
+CLAIMS = 16_000
+
+
+@contextmanager
+def started(*options: str) -> Iterator[Product]:
+    with temporary_data_dir() as path:
+        product = bench_product.start(path, *options)
+        try:
+            yield product
+        finally:
+            product.stop()
+            print("\n".join(line for line in product.log if '"level": "info"' not in line)[-4_000:])
+
+
+@contextmanager
+def crowds(sale: Sale, products: list[Product]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Send a crowd of its own to each node; their histories are one."""
+    with ExitStack() as stack:
+        running = []
+        for number, product in enumerate(products):
+            options = ["--requests", str(CLAIMS), "--connections", str(CONNECTIONS // 4)]
+            options += ["--seed", str(sale.seed + number), "--replay-share", "0.02"]
+            running.append(
+                stack.enter_context(
+                    bench_product.crowd(
+                        product,
+                        sale.path,
+                        sale.code,
+                        *options,
+                        history=sale.history.with_suffix(f".{number}"),
+                    )
+                )
+            )
+        yield running
+
+
+def home(sale: Sale, running: list[subprocess.Popen[str]]) -> list[Summary]:
+    summaries = [finish(process) for process in running]
+    for number, summary in enumerate(summaries):
+        print(f"node {number}: {summary}")
+        with sale.history.open("ab") as whole:
+            whole.write(sale.history.with_suffix(f".{number}").read_bytes())
+    assert [s.unexpected for s in summaries] == [[]] * len(summaries)
+    assert [s.undecided for s in summaries] == [0] * len(summaries)
+    assert [s.replays_differing for s in summaries] == [0] * len(summaries)
+    return summaries
+
+
+def assert_sold_exactly(sale: Sale, summaries: list[Summary]) -> None:
+    assert sum(s.distinct_wins for s in summaries) == sum(s.wins for s in summaries) == sale.stock
+    assert sum(s.sold_out for s in summaries) == len(summaries) * CLAIMS - sale.stock
+    sale.product.wait_for_lag_0(sale.id, 60)
+    assert sale.rows() == dict.fromkeys(("rows", "numbers", "customers", "ids"), sale.stock)
+    status, audit = sale.product.verify(sale.history)
+    assert status == 0, audit
+    assert "violations: 0" in audit and "quarantine: 0" in audit
+
+
+@MODES
+def test_two_nodes_three_workers_and_two_reconcilers_sell_one_stock(
+    tmp_path: Path, durability: str
+) -> None:
+    with started("--workers", "2") as first, joined(first) as node, temporary_data_dir() as scratch:
+        second = Command("reconcile", "--data-dir", str(scratch), environ=stores_of(first))
+        try:
+            sale = Sale(first, durability, tmp_path, stock=STOCK)
+            with crowds(sale, [first, node.product(first)]) as running:
+                summaries = home(sale, running)
+        finally:
+            second.kill()
+        assert min(s.wins for s in summaries) > STOCK // 20, "both nodes have sold"
+        assert_sold_exactly(sale, summaries)
+
+
+@MODES
+def test_a_rolling_restart_under_load_leaves_nobody_without_a_truthful_answer(
+    tmp_path: Path, durability: str
+) -> None:
+    with started() as first, joined(first) as node:
+        sale = Sale(first, durability, tmp_path, stock=STOCK)
+        with crowds(sale, [first, node.product(first)]) as running:
+            wait_for_wins(running[0], 800)
+            node.restart()
+            os.kill(first.pids()["api"], signal.SIGTERM)
+            summaries = home(sale, running)
+        assert_sold_exactly(sale, summaries)
+
+
+def test_a_node_that_dies_with_its_disk_stops_nobody_else(tmp_path: Path) -> None:
+    with started() as first, joined(first) as node:
+        sale = Sale(first, "fast", tmp_path, stock=STOCK)
+        other = node.product(first)
+        won = [other.ask("POST", sale.path, body(n), key=f"node-{n}") for n in range(50)]
+        assert {status for status, _ in won} == {200}
+        with sale.crowd(CLAIMS) as crowd:
+            wait_for_wins(crowd, 800)
+            node.remove()
+            summary = finish(crowd)
+        assert (summary.undecided, summary.unexpected) == (0, [])
+        assert summary.wins == STOCK - 50
+        assert set(summary.answers) <= {"200 redeemed", "409 sold_out"}, summary.answers
+        again = [first.ask("POST", sale.path, body(n), key=f"node-{n}") for n in range(50)]
+        assert again == won
+        first.wait_for_lag_0(sale.id, 60)
+        assert sale.rows()["rows"] == STOCK
+        assert first.verify()[0] == 0
+
+
+def body(n: int) -> dict[str, object]:
+    return {"customer_id": f"node-{n}", "order_value": 89.99}
+
+
+@contextmanager
+def pgbouncer(database_url: str) -> Iterator[str]:
+    """Run Debian's PgBouncer in transaction mode; yields a URL that goes through it."""
+    binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    assert binary, "this test needs PgBouncer: apt install pgbouncer"
+    socket_dir = database_url.partition("host=")[2]
+    port = free_port()
+    account = servers_account()
+    folder = Path(tempfile.mkdtemp(prefix="vf-bouncer-", dir="/tmp"))
+    if account is not None:
+        os.chown(folder, account.uid, account.gid)
+    users = "".join(f'"{name}" ""\n' for name in ("postgres", "vf_app", "vf_worker"))
+    (folder / "users").write_text(users)
+    (folder / "pgbouncer.ini").write_text(
+        f"[databases]\n* = host={socket_dir} port=5432\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        f"auth_type = trust\nauth_file = {folder}/users\npool_mode = transaction\n"
+        "default_pool_size = 6\nmax_client_conn = 200\nserver_reset_query =\n"
+    )
+    command = [binary, str(folder / "pgbouncer.ini")]
+    if account is not None:
+        command[1:1] = ["-u", account.name]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        assert running.poll() is None, "PgBouncer has ended"
+        yield f"postgresql://postgres@127.0.0.1:{port}/vauchflow"
+    finally:
+        running.terminate()
+        running.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@MODES
+def test_everything_goes_through_pgbouncer_in_transaction_mode(
+    tmp_path: Path, durability: str
+) -> None:
+    with started() as first:
+        stores = stores_of(first)
+        with pgbouncer(stores["VAUCHFLOW_DATABASE_URL"]) as url, temporary_data_dir() as scratch:
+            stores |= {"VAUCHFLOW_DATABASE_URL": url, "VAUCHFLOW_PREPARED_STATEMENTS": "false"}
+            for name in ("reconciler", "worker", "api"):
+                # The first node's own processes go: the second's do everything from here on.
+                os.kill(first.pids()[name], signal.SIGSTOP)
+            node = Node(stores)
+            others = [
+                Command(name, "--data-dir", str(scratch), environ=stores)
+                for name in ("reconcile", "worker")
+            ]
+            try:
+                node.wait_until_ready()
+                # The stopped worker of the first node is waited for until it counts as dead.
+                time.sleep(3.5)
+                product = node.product(first)
+                sale = Sale(product, durability, tmp_path, stock=4_000)
+                with sale.crowd(8_000) as crowd:
+                    summary = finish(crowd)
+                assert (summary.undecided, summary.unexpected) == (0, [])
+                assert summary.wins == summary.distinct_wins == 4_000
+                product.wait_for_lag_0(sale.id, 60)
+                product.must("POST", f"/v1/flash-sales/{sale.id}/close")
+                until = time.monotonic() + 20
+                while sale.read()["status"] != "settled":
+                    assert time.monotonic() < until, sale.read()
+                    time.sleep(0.1)
+                assert sale.rows()["rows"] == 4_000
+                assert sale.read()["claimed"] == 4_000
+                done = subprocess.run(
+                    [bench_product.LAUNCHER, "verify", "--data-dir", str(scratch)],
+                    env={k: v for k, v in os.environ.items() if "VAUCHFLOW_" not in k} | stores,
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stdout
+            finally:
+                for other in others:
+                    other.kill()
+                node.remove()
+                for name in ("reconciler", "worker", "api"):
+                    os.kill(first.pids()[name], signal.SIGCONT)
