@@ -25,7 +25,7 @@ from core import ids, redemptions
 from core.api_keys import Caller
 from core.crowds import Crowds
 from core.db import STATEMENT_CACHE_SIZE, Database
-from core.errors import NotFound, Refusal
+from core.errors import NotFound, Refusal, Unavailable
 from core.flash_sales import SaleDesk
 from core.hot import ClaimBackend
 from core.hot.redis_py import RedisPyBackend
@@ -36,7 +36,7 @@ from core.redeemer import CLAIM_WAIT_MS, Redeemer
 from core.redemptions import NewRedemption, Redemption
 from core.rules import codes
 from core.seats import Seat
-from core.shared_commits import FLIGHTS_MAX, QUEUE_MAX, SharedCommits
+from core.shared_commits import FLIGHTS_MAX, SharedCommits
 from core.terms import TermsCache
 
 # A redeem statement takes milliseconds; one that took two seconds is resolved by asking again.
@@ -45,6 +45,9 @@ COMMIT_TIMEOUT: Final = timedelta(seconds=2)
 REDIS_CONNECTIONS_MAX: Final = 32
 REDIS_TIMEOUT_S: Final = 2.0
 
+# Plain redeems that wait for a commit, in one process: a tenth of a second of work. Who would wait
+# longer is better told at once.
+PLAIN_QUEUE_MAX: Final = 1_024
 # How late a counter may be that the compiled doors keep: less than any scrape's interval.
 FLUSH_S: Final = 1.0
 
@@ -117,7 +120,10 @@ class Doors:
             "".join(secrets.choice(ids.ALPHABET) for _ in range(PROCESS_LENGTH)),
             [*STRICT_PAIRS, JSON_PAIR],
             [*STRICT_PAIRS, PROBLEM_PAIR],
-            QUEUE_MAX,
+            [*STRICT_PAIRS, PROBLEM_PAIR, ("retry-after", "1")],
+            self._around_id(Unavailable(code="overloaded")),
+            self._around_id(Unavailable("Nothing was applied: the queue did not move in time.")),
+            PLAIN_QUEUE_MAX,
             CLAIM_WAIT_MS,
         )
         self._plain = PlainRedeems(
@@ -132,9 +138,13 @@ class Doors:
         self._flush_soon()
         await self._keeper.start()
 
-    def _around_id(self, refusal: Refusal) -> tuple[bytes, bytes]:
-        """Return a refusal's text before and after the request's id."""
-        text = self._services.problems.of_refusal(refusal, _SOME_ID).body
+    def _around_id(self, no: Refusal | Unavailable) -> tuple[bytes, bytes]:
+        """Return a problem's text before and after the request's id."""
+        problems = self._services.problems
+        if isinstance(no, Refusal):
+            text = problems.of_refusal(no, _SOME_ID).body
+        else:
+            text = problems.of_fault(no, _SOME_ID).body
         head, tail = text.split(_SOME_ID.encode())
         return head, tail
 
@@ -204,8 +214,17 @@ class Doors:
 
     def flush_metrics(self) -> None:
         """Count what the doors answered by themselves since the last time."""
-        for route, won, refused, buckets, sum_us in self._door.tallied():
-            metrics.add(route, {200: won, 409: refused}, buckets, sum_us / 1e6)
+        for route, statuses, buckets, sum_us in self._door.tallied():
+            by_status = dict(zip((200, 409, 503), statuses, strict=True))
+            metrics.add(route, by_status, buckets, sum_us / 1e6)
+        status = self._backend.status()
+        metrics.told(
+            batches=status.batches,
+            batch_items=status.items,
+            batch_wakeups=status.wakeups,
+            commits=self._commits.commits,
+            commit_redeems=self._commits.decided,
+        )
 
     def _flush_soon(self) -> None:
         self.flush_metrics()

@@ -105,14 +105,10 @@ class Front:
             sent = call.send(raw, protocol)
             if sent is True:
                 return
-            if sent is False:
-                raise Unavailable(code="overloaded")
             if sent is not None:
                 told = await sent
                 if told is None:
                     return
-                if told is False:
-                    raise Unavailable("Nothing was applied: the queue did not move in time.")
         except Exception as error:
             failed = error
         at = _hot_address(scope.path)

@@ -52,6 +52,16 @@ _HAPPENED: Final = Counter(
     "vauchflow_events_total", "What happened in the product, such as voucher.created.", ["event"]
 )
 
+# What the machinery behind the hot doors did, told as sums since the worker's start.
+_TOLD: Final = {
+    "batches": Counter("vauchflow_batches", "Script calls of the claim batcher."),
+    "batch_items": Counter("vauchflow_batch_items", "Claims in them."),
+    "batch_wakeups": Counter("vauchflow_batch_wakeups", "Wake-ups of the loop by their answers."),
+    "commits": Counter("vauchflow_commits", "Statements of the shared commits."),
+    "commit_redeems": Counter("vauchflow_commit_redeems", "Redeems in them."),
+}
+_told: dict[str, int] = dict.fromkeys(_TOLD, 0)
+
 # Looking a labelled counter up costs more than raising it; routes times statuses are few.
 _requests: dict[tuple[str, int], Counter] = {}
 _elapsed: dict[str, _Elapsed] = {}
@@ -78,6 +88,13 @@ def _of_status(route: str, status: int) -> Counter:
         counter = _requests[route, status] = _REQUESTS.labels(route, str(status))
         _elapsed.setdefault(route, _ELAPSED.labels(route))
     return counter
+
+
+def told(**sums: int) -> None:
+    """Raise the counters of `_TOLD` to these sums since the worker's start."""
+    for name, total in sums.items():
+        _TOLD[name].inc(max(0, total - _told[name]))
+        _told[name] = total
 
 
 def count(event: str, amount: int = 1) -> None:

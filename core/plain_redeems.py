@@ -23,10 +23,10 @@ from core.hot.rust import CommitBatch, CommitQueue, Door, PlainTerms, RustBacken
 from core.live_leases import LiveLease
 from core.redemptions import Terms, ms_of
 from core.shared_commits import BATCH_MAX, Decision, SharedCommits
-from core.terms import TermsCache
+from core.terms import TERMS_MAX, TermsCache
 
-# Vouchers whose queue is kept: those that are redeemed at this moment.
-QUEUES_MAX: Final = 4_096
+# Vouchers whose queue is kept: as many as terms are.
+QUEUES_MAX: Final = TERMS_MAX
 
 _log = structlog.get_logger("vauchflow.plain_redeems")
 
@@ -114,7 +114,7 @@ class PlainRedeems:
         if known is not None and known[0] == terms and known[1] == caller.currency:
             return known[2]
         if len(self._queues) >= QUEUES_MAX:
-            for voucher_id in list(self._queues):
+            for voucher_id in list(self._queues)[: QUEUES_MAX // 2]:
                 self.forget(voucher_id)
         self.forget(terms.voucher_id)
         plain = _plain_terms(caller, terms, terms.sale_id)

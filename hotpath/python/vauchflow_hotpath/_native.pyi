@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Final, TypedDict, final
+from typing import Any, Final, Literal, TypedDict, final
 
 __all__ = [
     "BUILD_PROFILE",
@@ -109,6 +109,9 @@ class Door:
         process: str,
         win_headers: Sequence[tuple[str, str]],
         refusal_headers: Sequence[tuple[str, str]],
+        busy_headers: Sequence[tuple[str, str]],
+        overloaded: tuple[bytes, bytes],
+        late: tuple[bytes, bytes],
         queue_max: int,
         wait_ms: int,
     ) -> Door: ...
@@ -118,7 +121,7 @@ class Door:
     def learn_redeem(self, path: str, token: bytes, caller: object, queue: CommitQueue) -> None: ...
     def knows(self, path: str, token: bytes) -> bool: ...
     def begin(self, scope: object) -> Call | None: ...
-    def tallied(self) -> list[tuple[str, int, int, list[int], int]]: ...
+    def tallied(self) -> list[tuple[str, list[int], list[int], int]]: ...
 
 @final
 class Call:
@@ -126,7 +129,7 @@ class Call:
     def request_id(self) -> str: ...
     def send(
         self, body: bytes, protocol: object
-    ) -> asyncio.Future[tuple[object, object] | bool | None] | bool | None: ...
+    ) -> asyncio.Future[tuple[object, object] | None] | Literal[True] | None: ...
 
 @final
 class CommitQueue:

@@ -275,11 +275,10 @@ impl Batcher {
         tag: u64,
         seq_base: u64,
         receipt_key: [u8; 32],
-        sold_out: (Vec<u8>, Vec<u8>),
+        sold_out: Problem,
     ) -> PyResult<()> {
         let receipts = receipts::Key::new(&receipt_key);
         let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base };
-        let sold_out = Problem { head: sold_out.0.into(), tail: sold_out.1.into() };
         let terms = terms.0.clone();
         let sold_out_until = Mutex::default();
         let terms = LeaseTerms { terms, lease, receipts, subject, sold_out, sold_out_until };
@@ -367,8 +366,8 @@ fn fields<'py>(py: Python<'py>, answer: &Answer) -> PyResult<Bound<'py, PyTuple>
 }
 
 impl Waiter {
-    /// Answer: a plain claim's win or "sold out" is sent, after which its future is None; anything
-    /// else goes to the future, beside the lease's subject where the claim was plain.
+    /// Answer: a plain claim's win, "sold out" or 503 is sent, after which its future is None;
+    /// anything else goes to the future, beside the lease's subject where the claim was plain.
     fn resolve(&self, py: Python<'_>, answer: &Answer) -> PyResult<()> {
         let result = match &self.reply {
             None => fields(py, answer)?.into_any().unbind(),
@@ -384,6 +383,14 @@ impl Waiter {
                 Outcome::SoldOut => {
                     *reply.lease.until() = Some(Instant::now() + SOLD_OUT);
                     reply.pending.refuse(py, &reply.lease.sold_out)?;
+                    py.None()
+                }
+                Outcome::Overloaded | Outcome::Busy => {
+                    reply.pending.overload(py)?;
+                    py.None()
+                }
+                Outcome::Expired => {
+                    reply.pending.too_late(py)?;
                     py.None()
                 }
                 _ => (reply.lease.subject.clone_ref(py), fields(py, answer)?).into_py_any(py)?,

@@ -76,7 +76,8 @@ impl CommitQueue {
         let Some((ask, fingerprint)) = commits::read(&self.terms, body) else { return Ok(None) };
         let shared = pending.shared.clone();
         if shared.queued.load(Ordering::Relaxed) >= shared.queue_max {
-            return Ok(Some(PyBool::new(py, false).to_owned().into_any()));
+            pending.overload(py)?;
+            return Ok(Some(PyBool::new(py, true).to_owned().into_any()));
         }
         shared.queued.fetch_add(1, Ordering::Relaxed);
         let future = self.create_future.bind(py).call0()?;
@@ -114,7 +115,7 @@ impl CommitQueue {
     }
 
     /// Take the next batch; None ends the flying, and the next request begins it anew. Who waited
-    /// too long is told so here: its future's result is False.
+    /// too long is told so here.
     fn take(&self, py: Python<'_>, batch_max: usize) -> PyResult<Option<CommitBatch>> {
         let mut failed = None;
         let taken = self.state().queue.take(batch_max, &mut |bytes| {
@@ -122,7 +123,10 @@ impl CommitQueue {
         });
         for late in &taken.late {
             late.pending.shared.queued.fetch_sub(1, Ordering::Relaxed);
-            late.resolve(py, false)?;
+            if late.is_waiting(py)? {
+                late.pending.too_late(py)?;
+            }
+            late.resolve(py, py.None())?;
         }
         if let Some(error) = failed {
             return Err(PyOSError::new_err(error));

@@ -18,7 +18,7 @@ use super::batcher::Batcher;
 use super::commits::CommitQueue;
 
 /// Addresses and keys that are remembered: those that are busy at this moment.
-const LEARNT_MAX: usize = 4_096;
+const LEARNT_MAX: usize = 20_000;
 /// A plain body has two references, an order id and an amount.
 const BODY_BYTES_MAX: u64 = 4_096;
 const BEARER: &str = "Bearer ";
@@ -54,6 +54,7 @@ struct Learnt {
 struct Tally {
     won: u64,
     refused: u64,
+    busy: u64,
     buckets: [u64; BUCKETS_US.len() + 1],
     sum_us: u64,
 }
@@ -68,6 +69,9 @@ pub struct Shared {
     number: AtomicU64,
     win_headers: Vec<Py<PyTuple>>,
     refusal_headers: Vec<Py<PyTuple>>,
+    busy_headers: Vec<Py<PyTuple>>,
+    overloaded: Problem,
+    late: Problem,
     tallies: Mutex<[Tally; 2]>,
 }
 
@@ -92,8 +96,21 @@ impl Pending {
 
     /// Send a refusal, whose text has the request's id in one place.
     pub fn refuse(&self, py: Python<'_>, problem: &Problem) -> PyResult<()> {
-        let body = [&*problem.head, self.request_id.as_bytes(), &*problem.tail].concat();
-        self.send(py, 409, &self.shared.refusal_headers, &body)
+        self.send(py, 409, &self.shared.refusal_headers, &self.text(problem))
+    }
+
+    /// Say that too many wait: nothing was applied.
+    pub fn overload(&self, py: Python<'_>) -> PyResult<()> {
+        self.send(py, 503, &self.shared.busy_headers, &self.text(&self.shared.overloaded))
+    }
+
+    /// Say that it waited too long to be sent: nothing was applied.
+    pub fn too_late(&self, py: Python<'_>) -> PyResult<()> {
+        self.send(py, 503, &self.shared.busy_headers, &self.text(&self.shared.late))
+    }
+
+    fn text(&self, problem: &Problem) -> Vec<u8> {
+        [&*problem.head, self.request_id.as_bytes(), &*problem.tail].concat()
     }
 
     fn send(
@@ -113,7 +130,11 @@ impl Pending {
         let _ = protocol.call_method1(intern!(py, "response_bytes"), (status, pairs, body));
         let took_us = self.began.elapsed().as_micros() as u64;
         let tally = &mut lock(&self.shared.tallies)[self.route as usize];
-        *(if status == 200 { &mut tally.won } else { &mut tally.refused }) += 1;
+        *match status {
+            200 => &mut tally.won,
+            409 => &mut tally.refused,
+            _ => &mut tally.busy,
+        } += 1;
         tally.buckets[BUCKETS_US.partition_point(|bound| *bound < took_us)] += 1;
         tally.sum_us += took_us;
         Ok(())
@@ -121,9 +142,12 @@ impl Pending {
 }
 
 /// A refusal as JSON text before and after the request's id.
+#[derive(FromPyObject)]
 pub struct Problem {
-    pub head: Box<[u8]>,
-    pub tail: Box<[u8]>,
+    #[pyo3(item(0))]
+    head: Vec<u8>,
+    #[pyo3(item(1))]
+    tail: Vec<u8>,
 }
 
 #[pyclass(frozen, module = "vauchflow_hotpath._native")]
@@ -136,11 +160,15 @@ pub struct Door {
 #[pymethods]
 impl Door {
     #[new]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         callers: Py<PyDict>,
         process: String,
         win_headers: Vec<Py<PyTuple>>,
         refusal_headers: Vec<Py<PyTuple>>,
+        busy_headers: Vec<Py<PyTuple>>,
+        overloaded: Problem,
+        late: Problem,
         queue_max: usize,
         wait_ms: u64,
     ) -> Self {
@@ -152,6 +180,9 @@ impl Door {
             number: AtomicU64::new(0),
             win_headers,
             refusal_headers,
+            busy_headers,
+            overloaded,
+            late,
             tallies: Mutex::default(),
         };
         Self { shared: Arc::new(shared), callers, learnt: Mutex::default() }
@@ -238,16 +269,17 @@ impl Door {
         Ok(Some(Call { shared, learnt, key, request_id, began: Instant::now() }))
     }
 
-    /// What was answered since the last call, for each route that answered: its name, wins,
-    /// refusals, requests by bucket of latency, and the sum of microseconds.
-    fn tallied(&self) -> Vec<(&'static str, u64, u64, Vec<u64>, u64)> {
+    /// What was answered since the last call, for each route that answered: its name, how many by
+    /// status (200, 409, 503), by bucket of latency, and the sum of microseconds.
+    fn tallied(&self) -> Vec<(&'static str, [u64; 3], Vec<u64>, u64)> {
         let tallies = std::mem::take(&mut *lock(&self.shared.tallies));
         let named = ["redeem", "claim"].into_iter().zip(tallies);
         named
-            .filter(|(_, tally)| tally.won + tally.refused > 0)
             .map(|(name, tally)| {
-                (name, tally.won, tally.refused, tally.buckets.to_vec(), tally.sum_us)
+                let statuses = [tally.won, tally.refused, tally.busy];
+                (name, statuses, tally.buckets.to_vec(), tally.sum_us)
             })
+            .filter(|(_, statuses, _, _)| statuses.iter().any(|count| *count > 0))
             .collect()
     }
 }
@@ -269,7 +301,12 @@ impl Door {
         };
         let mut learnt = lock(&self.learnt);
         if learnt.len() >= LEARNT_MAX {
-            learnt.clear();
+            // Any half will do: what is busy is learnt again by its next request.
+            let mut stays = false;
+            learnt.retain(|_, _| {
+                stays = !stays;
+                stays
+            });
         }
         let known = learnt.entry(path).or_default();
         known.retain(|one| one.authorization != new.authorization);
@@ -313,8 +350,8 @@ pub struct Call {
 #[pymethods]
 impl Call {
     /// Decide it. A future: await it; None from it says that the answer was sent, anything else is
-    /// to be worded. True: the answer was sent at once. False: too many wait, nothing was applied.
-    /// None: this body must go the general way, and nothing was done.
+    /// to be worded. True: the answer was sent at once. None: this body must go the general way,
+    /// and nothing was done.
     fn send<'py>(
         &self,
         py: Python<'py>,
