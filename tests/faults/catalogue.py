@@ -30,7 +30,7 @@ FAULTS: Final = {
     3: Fault("redis-deleted", "Redis's directory is deleted", strikes.delete_valkey, STRICT),
     4: Fault("old-backup", "an old backup of Redis comes back", strikes.restore_backup, STRICT),
     5: Fault("stale-replica", "a stale replica is promoted", strikes.promote_replica, STRICT),
-    6: Fault("redis-frozen", "Redis stands still for 3 s", strikes.freeze_valkey),
+    6: Fault("redis-frozen", "Redis stands still for 3 s", strikes.freeze_valkey, STRICT),
     7: Fault("postgres-killed", "PostgreSQL is killed (SIGKILL)", strikes.kill_postgres, FAST),
     8: Fault("postgres-frozen", "PostgreSQL stands still for 3 s", strikes.freeze_postgres),
     9: Fault("api-killed", "the API worker is killed", strikes.kill_api_worker),
