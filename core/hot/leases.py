@@ -7,6 +7,7 @@ file knows nothing of it. Clients are `redis.asyncio` with `decode_responses=Fal
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -424,9 +425,17 @@ async def held(redis: Redis) -> AsyncIterator[Held]:
 
 
 async def server_facts(redis: Redis, pg_now_ms: int | None = None) -> ServerFacts:
-    """Ask the server what arming needs to know. Give PostgreSQL's time as read just before."""
+    """Ask the server what arming needs to know. Give PostgreSQL's time as read just before.
+
+    What the server took to answer is not taken for a clock that is ahead.
+    """
+    began_s = time.monotonic()
     seconds, micros = await redis.time()
+    waited_ms = int(1000 * (time.monotonic() - began_s))
     time_ms = int(seconds) * 1000 + int(micros) // 1000
+    ahead_ms = time_ms - (pg_now_ms or 0)
+    if ahead_ms > 0:
+        ahead_ms = max(0, ahead_ms - waited_ms)
     info = await redis.info("server", "persistence", "replication")
     settings: dict[str, str] = {}
     for name in ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy"):
@@ -441,7 +450,7 @@ async def server_facts(redis: Redis, pg_now_ms: int | None = None) -> ServerFact
         version=str(info.get("valkey_version") or info.get("redis_version") or ""),
         role=str(info.get("role", "")),
         time_ms=time_ms,
-        skew_ms=None if pg_now_ms is None else time_ms - pg_now_ms,
+        skew_ms=None if pg_now_ms is None else ahead_ms,
         aof_enabled=None if aof is None else bool(aof),
         aof_last_write_status=info.get("aof_last_write_status"),
         appendonly=settings.get("appendonly"),

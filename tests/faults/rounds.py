@@ -106,15 +106,7 @@ def _play(scene: Scene, fault: Fault, strike: Strike, verdict: Verdict, scratch:
     verdict.stock = chance.randint(*STOCK)
     history = scratch / "history.jsonl"
     next(strike)
-    scene.sale = system.product.open_sale(
-        name=f"Round {verdict.seed} {verdict.fault} {verdict.mode}",
-        code=f"R{verdict.number}{verdict.mode[0]}{verdict.seed}N{next(_counter)}",
-        discount_type="PERCENT",
-        discount_value=50,
-        stock=verdict.stock,
-        per_customer_limit=1,
-        durability=verdict.mode,
-    )
+    scene.sale = _open(scene, verdict)
     with Attack(scene, chance, verdict.seed, history) as attack:
         attack.wait_for_wins(WINS_BEFORE)
         time.sleep(chance.uniform(*STRIKE_AFTER_S))
@@ -136,6 +128,33 @@ def _play(scene: Scene, fault: Fault, strike: Strike, verdict: Verdict, scratch:
 
 
 _counter = itertools.count(1)
+
+
+def _open(scene: Scene, verdict: Verdict) -> dict[str, Any]:
+    """Open the round's sale; what the round before left of connections is asked again."""
+    terms = {
+        "name": f"Round {verdict.seed} {verdict.fault} {verdict.mode}",
+        "code": f"R{verdict.number}{verdict.mode[0]}{verdict.seed}N{next(_counter)}",
+        "discount_type": "PERCENT",
+        "discount_value": 50,
+        "stock": verdict.stock,
+        "per_customer_limit": 1,
+        "durability": verdict.mode,
+    }
+    sale = _ask_until_taken(scene, "/v1/flash-sales", terms)
+    return _ask_until_taken(scene, f"/v1/flash-sales/{sale['id']}/open", None)
+
+
+def _ask_until_taken(scene: Scene, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """Send a write until it is not refused as 503, which is never applied. Raises: Stuck."""
+    deadline_s = time.monotonic() + BACK_WITHIN_S
+    while True:
+        status, answer = scene.system.product.ask("POST", path, body)
+        if status < 300:
+            return answer
+        if status != 503 or time.monotonic() > deadline_s:
+            raise Stuck(f"{path}: {status} {answer}")
+        time.sleep(0.1)
 
 
 class Attack:
@@ -239,13 +258,7 @@ def _close(scene: Scene, verdict: Verdict) -> None:
     """Close the sale and wait until it has given back what it did not sell."""
     system, sale_id = scene.system, scene.sale["id"]
     deadline_s = time.monotonic() + SETTLED_WITHIN_S
-    while True:
-        status, answer = system.product.ask("POST", f"/v1/flash-sales/{sale_id}/close")
-        if status < 300:
-            break
-        if time.monotonic() > deadline_s:
-            raise Stuck(f"the sale cannot be closed: {status} {answer}")
-        time.sleep(0.1)
+    _ask_until_taken(scene, f"/v1/flash-sales/{sale_id}/close", None)
     while system.ask(
         "select 1 from vf.leases l join vf.vouchers v on v.id = l.voucher_id"
         " where v.code = $1 and l.state <> 'settled'",

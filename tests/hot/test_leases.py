@@ -283,6 +283,21 @@ async def test_facts_that_nobody_renews_stop_counting_after_a_second(
     assert await outcome(claim(backend, slot, "k", payload=b"")) is Outcome.SOLD_OUT
 
 
+async def test_a_server_that_stood_still_is_not_taken_for_a_clock_that_is_ahead(
+    client: Redis,
+) -> None:
+    now = await leases.server_facts(client)
+    # Reads are held back as well: TIME is answered, and read off the clock, 600 ms later.
+    await client.execute_command("CLIENT", "PAUSE", "600", "ALL")
+    late = await leases.server_facts(client, now.time_ms)
+    assert late.time_ms - now.time_ms >= 500
+    assert late.skew_ms is not None and late.skew_ms < leases.CLOCK_SKEW_MS_MAX
+    # Nor does waiting excuse a clock that is behind, or one that is truly ahead.
+    ahead = await leases.server_facts(client, late.time_ms - 60_000)
+    behind = await leases.server_facts(client, late.time_ms + 60_000)
+    assert leases.arming_faults(ahead) and leases.arming_faults(behind)
+
+
 async def test_facts_that_took_long_to_load_count_once_renewed(
     client: Redis, backend: RustBackend
 ) -> None:
