@@ -122,7 +122,7 @@ def _table(results: list[Result]) -> str:
         beside = ", ".join(f"{_label(name)} {shown(value)}" for name, value in one.figures.items())
         rows.append(
             f"| {one.id} | {one.says} | {shown(one.value)} ({shown(one.low)} to {shown(one.high)}, "
-            f"{one.rounds} rounds) | {one.bound} | {_verdict(one)} | {beside} |"
+            f"{one.rounds} {'round' if one.rounds == 1 else 'rounds'}) | {one.bound} | {_verdict(one)} | {beside} |"
         )
     return "\n".join(rows) + "\n"
 
