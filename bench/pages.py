@@ -197,61 +197,74 @@ def calls_of(rows: Rows, campaign: str) -> list[Call]:
     ]
 
 
-async def timed(product: Product, call: Call) -> float:
-    """Return the median of a call's time, in milliseconds. Raises: ProductFault unless 200."""
-    target = connections.Target.of(product.url)
-    connection = connections.Connection(target)
-    took_s = []
+async def timed(one: Product, other: Product, call: Call, same: Call) -> tuple[float, float]:
+    """Time a call on two products in turn, so that whatever else happens meets both alike.
+
+    Returns the medians, in milliseconds. Raises: ProductFault for an answer that is not 200.
+    """
+    took_s: tuple[list[float], list[float]] = ([], [])
+    sides = ((one, call, took_s[0]), (other, same, took_s[1]))
+    linked = [connections.Connection(connections.Target.of(side[0].url)) for side in sides]
     try:
         for number in range(WARM_UP_CALLS + CALLS):
-            body = call.body().encode() if call.body else b""
-            data = connections.request(
-                target, "POST" if body else "GET", call.path(), product.token, body
-            )
-            started_s = time.perf_counter()
-            answer = await connection.send(data)
-            if number >= WARM_UP_CALLS:
-                took_s.append(time.perf_counter() - started_s)
-            if answer.status != 200:
-                raise ProductFault(f"{call.name}: {answer.status} {answer.body[:300]!r}")
+            for connection, (product, asked, took) in zip(linked, sides, strict=True):
+                body = asked.body().encode() if asked.body else b""
+                target = connections.Target.of(product.url)
+                method = "POST" if body else "GET"
+                data = connections.request(target, method, asked.path(), product.token, body)
+                started_s = time.perf_counter()
+                answer = await connection.send(data)
+                if number >= WARM_UP_CALLS:
+                    took.append(time.perf_counter() - started_s)
+                if answer.status != 200:
+                    raise ProductFault(f"{asked.name}: {answer.status} {answer.body[:300]!r}")
     finally:
-        connection.close()
-    return 1_000 * statistics.median(took_s)
+        for connection in linked:
+            connection.close()
+    return 1_000 * statistics.median(took_s[0]), 1_000 * statistics.median(took_s[1])
 
 
 def measure(small: Rows = SMALL, large: Rows = LARGE) -> list[Result]:
     """Return S13, a result for each kind of call. Takes minutes and about 8 GB of disk."""
-    with running() as product:
-        assert product.data_dir is not None
-        project = uuid_of(json.loads((product.data_dir / "demo.json").read_text())["project_id"])
-        campaigns = [_campaign(product, number) for number in range(CAMPAIGNS)]
-        times: list[dict[str, float]] = []
-        have = NONE
-        for want in (small, large):
-            started_s = time.monotonic()
-            dsn: Any = product.servers()["database_url"]
-            asyncio.run(fill(dsn, project, [uuid_of(one) for one in campaigns], have, want))
-            print(
-                f"{want.vouchers:,} vouchers and {want.redemptions:,} redemptions "
-                f"in {time.monotonic() - started_s:.0f} s",
-                flush=True,
+    with running() as few, running() as many:
+        return compared(few, filled(few, small), small, many, filled(many, large), large)
+
+
+def filled(product: Product, rows: Rows) -> str:
+    """Fill a fresh product; returns the id of a campaign."""
+    assert product.data_dir is not None
+    project = uuid_of(json.loads((product.data_dir / "demo.json").read_text())["project_id"])
+    campaigns = [_campaign(product, number) for number in range(CAMPAIGNS)]
+    dsn: Any = product.servers()["database_url"]
+    started_s = time.monotonic()
+    asyncio.run(fill(dsn, project, [uuid_of(one) for one in campaigns], NONE, rows))
+    print(
+        f"{rows.vouchers:,} vouchers and {rows.redemptions:,} redemptions "
+        f"in {time.monotonic() - started_s:.0f} s",
+        flush=True,
+    )
+    return campaigns[0]
+
+
+def compared(
+    few: Product, campaign: str, small: Rows, many: Product, same_campaign: str, large: Rows
+) -> list[Result]:
+    """Time every call on both."""
+    results = []
+    calls = zip(calls_of(small, campaign), calls_of(large, same_campaign), strict=True)
+    for call, same in calls:
+        few_ms, many_ms = asyncio.run(timed(few, many, call, same))
+        print(f"{few_ms:9.2f} ms {many_ms:9.2f} ms  {call.name}", flush=True)
+        results.append(
+            over(
+                [many_ms / few_ms],
+                id="S13",
+                says=call.name,
+                at_most=None if call.is_told else AT_MOST,
+                figures={"few_ms": few_ms, "many_ms": many_ms},
             )
-            times.append({})
-            for call in calls_of(want, campaigns[0]):
-                times[-1][call.name] = asyncio.run(timed(product, call))
-                print(f"{times[-1][call.name]:9.2f} ms  {call.name}", flush=True)
-            have = want
-    few, many = times
-    return [
-        over(
-            [many[call.name] / few[call.name]],
-            id="S13",
-            says=call.name,
-            at_most=None if call.is_told else AT_MOST,
-            figures={"few_ms": few[call.name], "many_ms": many[call.name]},
         )
-        for call in calls_of(small, campaigns[0])
-    ]
+    return results
 
 
 def _campaign(product: Product, number: int) -> str:
