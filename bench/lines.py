@@ -54,6 +54,8 @@ class Result(msgspec.Struct, kw_only=True):
     at_least: float | None = None
     at_most: float | None = None
     figures: dict[str, float] = {}
+    others_share: float = 0.0
+    """How much of the machine others used, as the median over the report's runs."""
 
     @property
     def is_missed(self) -> bool:

@@ -39,6 +39,17 @@ def busy_s() -> tuple[float, float]:
     return (sum(fields) - idle) / _TICKS_PER_S, sum(fields) / _TICKS_PER_S
 
 
+def now_s() -> tuple[float, float, float]:
+    """Return busy CPU seconds, all of them, and those of this process and what it started."""
+    return (*busy_s(), cpu_s([os.getpid()]))
+
+
+def strangers_share(before: tuple[float, float, float]) -> float:
+    """Return how much of the machine others have used since `now_s` said `before`."""
+    busy, everything, mine = (a - b for a, b in zip(now_s(), before, strict=True))
+    return max(0.0, busy - mine) / max(everything, 1e-9)
+
+
 def described() -> dict[str, str | int]:
     """Return what a reader of figures has to know of the machine and the build."""
     model = "unknown"

@@ -1,5 +1,7 @@
 """S6b: the three ways to sell side by side, when all can win and when one in twenty can."""
 
+from collections.abc import Iterator
+
 from bench import subjects
 from bench.lines import Result, over
 from bench.product import running
@@ -13,9 +15,8 @@ CLAIMS = 60_000
 WARM_UP = 4_000
 
 
-def measure(claims: int = CLAIMS) -> list[Result]:
-    """Return what was decided a second in each case, and what it cost. Nothing is asked of it."""
-    results = []
+def measure(claims: int = CLAIMS) -> Iterator[Result]:
+    """Yield what was decided a second in each case, and what it cost. Nothing is asked of it."""
     for workers in WORKERS:
         with running("--workers", str(workers)) as product:
             assert product.process is not None
@@ -31,17 +32,14 @@ def measure(claims: int = CLAIMS) -> list[Result]:
                             f"{mode}, {connections} connections, {on}, demand {demand} × the stock"
                         )
                         print(f"{run.per_s:9,.0f}/s  {run.cpu_us:5.0f} µs CPU  {says}", flush=True)
-                        results.append(
-                            over(
-                                [run.per_s],
-                                id="S6b",
-                                says=says,
-                                figures={
-                                    "wins_per_s": run.won / run.seconds,
-                                    "cpu_us": run.cpu_us,
-                                    "p50_ms": run.p50_ms,
-                                    "p99_ms": run.p99_ms,
-                                },
-                            )
+                        yield over(
+                            [run.per_s],
+                            id="S6b",
+                            says=says,
+                            figures={
+                                "wins_per_s": run.won / run.seconds,
+                                "cpu_us": run.cpu_us,
+                                "p50_ms": run.p50_ms,
+                                "p99_ms": run.p99_ms,
+                            },
                         )
-    return results

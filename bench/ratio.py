@@ -69,20 +69,26 @@ def main() -> int:
     started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     results: list[Result] = []
     runs: list[Run] = []
+    shares: list[float] = []
+    status = 0
     try:
         _check_build()
         for group in lines.groups_of(given.lines):
-            done = [
-                _measured(group, number, given.seconds, given.burst)
-                for number in range(1, given.rounds + 1)
-            ]
-            results += _results(group, done)
-            runs += [run for round_runs in done for run in round_runs]
-        shares = [run.others_share for run in runs]
-        results += _beyond_throughput(given, shares)
+            rounds: list[list[Run]] = []
+            try:
+                for number in range(1, given.rounds + 1):
+                    rounds.append(_measured(group, number, given.seconds, given.burst))
+            finally:
+                # What was measured before a fault or a signal is kept.
+                results += _results(group, rounds) if rounds else []
+                runs += [run for round_runs in rounds for run in round_runs]
+                shares = [run.others_share for run in runs]
+        _beyond_throughput(given, results, shares)
     except ProductFault as fault:
         print(f"ratio: {fault}", file=sys.stderr)
-        return 1
+        status = 1
+    except SystemExit:
+        status = 143
     report = Report(
         command="python -m bench.ratio " + " ".join(sys.argv[1:]),
         started_at=started_at,
@@ -92,25 +98,29 @@ def main() -> int:
         results=results,
         runs=runs,
     )
-    return conclude(report)
+    return conclude(report) or status
 
 
-def _beyond_throughput(given: argparse.Namespace, shares: list[float]) -> list[Result]:
-    """Measure what is no ratio of two throughputs; adds to how busy others were."""
-    results: list[Result] = []
+def _beyond_throughput(
+    given: argparse.Namespace, results: list[Result], shares: list[float]
+) -> None:
+    """Measure what is no ratio of two throughputs; adds to both lists as it goes."""
+    before = machine.now_s()
+    if "S6b" in given.lines:
+        # Each case as it comes, so that a signal in the middle loses none.
+        results.extend(modes.measure())
     if "S7" in given.lines:
         results += packing.measure(given.rounds, given.seconds)
     if near := [name for name in given.lines if name in NEAR_CAPACITY]:
         found, others = capacity.measure(near, given.rounds, given.seconds)
         results += found
         shares += others
-    if "S6b" in given.lines:
-        results += modes.measure()
     if "S12" in given.lines:
         results += memory.measure(given.claims)
     if "S13" in given.lines:
         results += pages.measure(large=pages.Rows(given.vouchers, 10 * given.vouchers))
-    return results
+    if not shares:
+        shares.append(machine.strangers_share(before))
 
 
 def conclude(report: Report) -> int:
@@ -183,7 +193,10 @@ def _results(group: Group, rounds: list[list[Run]]) -> Iterator[Result]:
             "cpu_us": _median(ours, "cpu_us"),
             "base_cpu_us": _median(base, "cpu_us"),
             "p99_ms": _median(ours, "p99_ms"),
+            # What the ratio is by CPU alone: a busy neighbour costs both alike.
+            "ratio_by_cpu": _median(base, "cpu_us") / _median(ours, "cpu_us"),
             "wrk_share": _median(ours, "generator_share"),
+            "others_share": _median(ours + base, "others_share"),
         }
         for name in ours[0].counters:
             figures[name] = statistics.median(run.counters.get(name, 0.0) for run in ours)

@@ -73,7 +73,11 @@ def main() -> int:
 
 def merged(reports: list[Report]) -> list[Result]:
     """Return one result a line, the latest, in the order of the lines' numbers."""
-    latest = {(one.id, one.says): one for report in reports for one in report.results}
+    latest = {}
+    for report in reports:
+        for one in report.results:
+            one.others_share = report.others_share_median
+            latest[one.id, one.says] = one
     return sorted(latest.values(), key=lambda one: _order(one.id))
 
 
@@ -109,8 +113,8 @@ def _machines(reports: list[Report]) -> str:
         )
     rows.append(
         f"\n*Others used*: the share of the machine that neither servers nor generator took during "
-        f"the runs. Above {OTHERS_SHARE_MAX:.0%} a row tells an order of magnitude; the ratios "
-        f"suffer less than the rates, since both sides of one ran in between.\n"
+        f"the runs. Above {OTHERS_SHARE_MAX:.0%} its lines are marked *busy*: they tell an "
+        f"order of magnitude and decide nothing, whichever way they fell.\n"
     )
     return "\n".join(rows)
 
@@ -151,7 +155,8 @@ def _lists(results: list[Result]) -> str:
 
 
 def _verdict(result: Result) -> str:
-    return {"MISS": "**missed**", "pass": "holds", "told": ""}[result.verdict]
+    said = {"MISS": "**missed**", "pass": "holds", "told": ""}[result.verdict]
+    return f"{said} (busy)" if said and result.others_share > OTHERS_SHARE_MAX else said
 
 
 def _label(name: str) -> str:

@@ -46,6 +46,12 @@ def test_the_page_tells_value_span_bound_and_verdict_of_every_line() -> None:
     assert "c0ffee" in page
 
 
+def test_a_line_that_was_measured_on_a_busy_machine_is_marked() -> None:
+    busy = reported(strict(0.7))
+    busy.others_share_median = 0.11
+    assert "| holds (busy) |" in report.page([busy], report.merged([busy]))
+
+
 def test_lines_stand_in_the_order_of_their_numbers() -> None:
     names = ["S10", "S2b", "told", "S2", "S1"]
     results = [lines.over([1.0], id=name, says=name) for name in names]
