@@ -43,7 +43,7 @@ def _row(one: Result, top: int, largest: float) -> list[str]:
     label = escape(f"{one.id}  {one.says}" if one.id != "S6b" else one.says)
     drawn = [
         f'<text x="{LABEL_PX - 8}" y="{middle + 4}" text-anchor="end" fill="{INK}" '
-        f'font-size="11">{label[:78]}</text>',
+        f'font-size="11">{label[:70]}</text>',
         f'<rect x="{LABEL_PX}" y="{top + 4}" width="{at(one.value) - LABEL_PX:.1f}" '
         f'height="{ROW_PX - 8}" fill="{colour}" fill-opacity="0.75"/>',
     ]
