@@ -73,6 +73,33 @@ async def test_a_paused_sale_sells_nothing_and_goes_on_when_opened(
 
 
 @MODES
+async def test_a_retry_gets_its_win_in_the_moment_of_the_sell_out(
+    house: Any, durability: str
+) -> None:
+    sale = await house.sale("LAST", 1, durability=durability)
+    await house.open_sale(sale)
+    won = await house.claim(sale, "a", key="k")
+    assert outcome(won) == "won"
+    assert outcome(await house.claim(sale, "b")) == "sold_out"
+    assert await house.claim(sale, "a", key="k") == won
+    assert outcome(await house.claim(sale, "b")) == "sold_out"
+
+
+async def test_a_key_that_was_answered_before_the_sale_is_answered_alike_in_it(
+    house: Any,
+) -> None:
+    await house.voucher("BEFORE", max_redemptions=5)
+    first = await house.redeem("BEFORE", "a", key="k")
+    assert outcome(first) == "won"
+    sale = await house.sale("BEFORE", 3, voucher="BEFORE")
+    await house.open_sale(sale)
+    again = await house.redeem("BEFORE", "a", key="k")
+    assert (outcome(again), again.redemption_id) == ("won", first.redemption_id)
+    assert outcome(await house.redeem("BEFORE", "b", key="other")) == "won"
+    assert await house.value("select leased_count from vf.vouchers") == 3
+
+
+@MODES
 async def test_more_stock_reopens_a_sold_out_sale(house: Any, durability: str) -> None:
     sale = await house.sale("GROW", 2, durability=durability)
     await house.open_sale(sale)

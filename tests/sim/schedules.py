@@ -1,4 +1,4 @@
-"""Deterministic simulation: `python -m tests.sim.schedules [--seeds N] [--from N] [--seed N]`.
+"""Deterministic simulation: `python -m tests.sim.schedules [--seeds N] [--from N] [--stop]`.
 
 A schedule is a seed: clients, faults and the time each call takes are drawn from it, and the
 shipped batcher, keeper and reconciler run through it on a simulated clock. Afterwards everything
@@ -176,6 +176,11 @@ class Schedule:
             worker.kill(loses_host=loses_host)
             asyncio.get_running_loop().create_task(self._again(worker, self.dice.random() * 2))
 
+    def on_killed_worker_and_old_backup(self) -> None:
+        """Its marks are all that tells that Redis has forgotten what it answered."""
+        self.on_killed_worker()
+        self.on_old_backup()
+
     async def _again(self, worker: Worker, after_s: float) -> None:
         await asyncio.sleep(after_s)
         await worker.start()
@@ -301,6 +306,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.schedules")
     parser.add_argument("--seeds", type=int, default=1_000)
     parser.add_argument("--from", dest="first", type=int, default=0)
+    parser.add_argument("--stop", action="store_true", help="at the first broken promise")
     parser.add_argument("--seed", type=int, help="play one seed and tell what happened")
     options = parser.parse_args(arguments)
     if options.seed is not None:
@@ -315,6 +321,8 @@ def main(arguments: Sequence[str]) -> int:
         if bad:
             broken += 1
             print(f"seed {seed}: {'; '.join(bad)}", flush=True)
+            if options.stop:
+                return 1
     print(f"{options.seeds} schedules in {time.monotonic() - began:.0f} s, {broken} broken")
     print(", ".join(f"{name} {count}" for name, count in sorted(outcomes.items())))
     return bool(broken)

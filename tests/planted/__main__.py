@@ -1,0 +1,231 @@
+"""Plant known bugs one by one and see each caught: `python -m tests.planted [--jobs N] [NAME…]`.
+
+A bug is a patch beside this file, with two lines on top: what it breaks, and the quickest suite
+that must notice. It is applied to a copy of the tree, so that what ships carries no switch. The
+suites must pass on a copy without any patch, and fail on the planted one; a patch that no longer
+applies is a failure, too. Leaves `.proof/planted.json` for docs/proof.md.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parents[2]
+PATCHES = Path(__file__).parent
+RESULTS = ROOT / ".proof" / "planted.json"
+# Shared by all copies, so that only the crate itself is compiled again.
+TARGET = ROOT / "target" / "planted"
+NATIVE = "hotpath/python/vauchflow_hotpath"
+COMPILING = threading.Lock()
+# A suite takes seconds; compiling the crate's tests for the first time takes half a minute.
+SUITE_S, CLEAN_S = 120, 420
+# Scripts are part of the compiled module. Where a patch changes one, the copy's Python reads it.
+READ_SCRIPTS = """
+from pathlib import Path as _Path
+
+_lua = _Path(__file__).parents[2] / "lua"
+CLAIM_LUA, CROWD_LUA, FACTS_LUA, LEASE_LUA = (
+    (_lua / f"{name}.lua").read_text() for name in ("claim", "crowd", "facts", "lease")
+)
+"""
+
+
+class Bug(msgspec.Struct):
+    """A patch and what became of it."""
+
+    name: str
+    what: str
+    caught_by: str
+    seconds: float = 0.0
+    caught: bool = False
+    why: str = ""
+
+
+class Report(msgspec.Struct):
+    """What docs/proof.md reads."""
+
+    at: str
+    seconds: float
+    bugs: list[Bug]
+
+
+def catalogue(names: Sequence[str]) -> list[Bug]:
+    """Read the patches, all or those named. Raises: SystemExit for a name that is none."""
+    bugs = []
+    for path in sorted(PATCHES.glob("*.patch")):
+        what, caught_by = path.read_text().splitlines()[:2]
+        assert what.startswith("What: ") and caught_by.startswith("Caught-By: "), path.name
+        bugs.append(Bug(path.stem, what[6:], caught_by[11:]))
+    unknown = set(names) - {bug.name for bug in bugs}
+    if unknown:
+        raise SystemExit(f"no such bug: {', '.join(sorted(unknown))}")
+    return [bug for bug in bugs if not names or bug.name in names]
+
+
+def files() -> list[str]:
+    """Return what makes up the tree: what git knows, and the compiled module."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    native = [str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("_native*.so")]
+    return [name for name in listed.stdout.splitlines() + native if (ROOT / name).is_file()]
+
+
+@contextmanager
+def copy_of(tree: Sequence[str]) -> Iterator[Path]:
+    """Copy the tree to a directory that the servers of the tests can reach."""
+    copy = Path(tempfile.mkdtemp(prefix="vf-planted-", dir="/tmp"))
+    try:
+        copy.chmod(0o755)
+        for name in tree:
+            place = copy / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, place)
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def plant(bug: Bug, copy: Path) -> str:
+    """Apply a patch to a copy; the empty string, or why it does not apply."""
+    patch = PATCHES / f"{bug.name}.patch"
+    done = subprocess.run(
+        ["git", "apply", "--recount", "-C1", str(patch)], cwd=copy, capture_output=True, text=True
+    )
+    if done.returncode:
+        return f"the patch no longer applies: {done.stderr.strip().splitlines()[-1]}"
+    if "b/hotpath/lua/" in patch.read_text():
+        with (copy / NATIVE / "__init__.py").open("a") as module:
+            module.write(READ_SCRIPTS)
+    return ""
+
+
+def command(suite: str) -> list[str]:
+    """Return how a suite is run: node ids of pytest, a module of Python, or cargo."""
+    words = shlex.split(suite)
+    if words[0] == "cargo":
+        return words
+    if words[0] == "python":
+        return [sys.executable, *words[1:]]
+    return [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *words]
+
+
+def run(suite: str, copy: Path, within_s: float) -> tuple[int, str]:
+    """Run a suite in a copy; its exit status and what it said. 124: it did not end in time."""
+    environ = {
+        **os.environ,
+        "PYTHONPATH": f"{copy / 'hotpath/python'}:{copy}",
+        "CARGO_TARGET_DIR": str(TARGET),
+        "VAUCHFLOW_TEST_SEED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if suite.startswith("cargo"):
+        with COMPILING:
+            # All copies share one target directory, and cargo tells them apart by time alone.
+            for source in (copy / "hotpath").rglob("*.*"):
+                source.touch()
+            return _run(suite, copy, environ, within_s)
+    return _run(suite, copy, environ, within_s)
+
+
+def _run(suite: str, copy: Path, environ: dict[str, str], within_s: float) -> tuple[int, str]:
+    process = subprocess.Popen(
+        command(suite), cwd=copy, env=environ, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        said, _ = process.communicate()
+        return 124, said
+    return process.returncode, said
+
+
+def noticed(suite: str, status: int, said: str) -> str:
+    """Return the empty string if a suite failed as a test does, or why it is no finding."""
+    if status == 0:
+        return "not caught: the suite passed"
+    if status == 124:
+        return ""  # everything hangs: nobody overlooks that
+    if suite.startswith("cargo"):
+        return "" if "test result: FAILED" in said else "it does not compile"
+    if suite.startswith("python"):
+        return "" if re.search(r"^seed \d+: ", said, re.MULTILINE) else "the suite itself broke"
+    return "" if status == 1 and " error" not in said.splitlines()[-1] else "the suite itself broke"
+
+
+def catch(bug: Bug, tree: Sequence[str]) -> str:
+    """Plant one bug and run its suite; returns what the suite said."""
+    with copy_of(tree) as copy:
+        bug.why = plant(bug, copy)
+        if bug.why:
+            return ""
+        began = time.monotonic()
+        status, said = run(bug.caught_by, copy, SUITE_S)
+        bug.seconds = round(time.monotonic() - began, 1)
+        bug.why = noticed(bug.caught_by, status, said)
+        bug.caught = not bug.why
+        return said
+
+
+def clean(bugs: Sequence[Bug], tree: Sequence[str]) -> str:
+    """Run every suite on a copy without a bug; the empty string, or what failed."""
+    suites = {bug.caught_by for bug in bugs}
+    nodes = sorted(node for suite in suites if suite[:6] == "tests/" for node in shlex.split(suite))
+    others = sorted(suite for suite in suites if not suite.startswith("tests/"))
+    with copy_of(tree) as copy:
+        for suite in [" ".join(map(shlex.quote, nodes)), *others]:
+            status, said = run(suite, copy, CLEAN_S) if suite else (0, "")
+            if status:
+                return f"{suite}\n{said[-3_000:]}"
+    return ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Catch every bug; 1 when one got away, or when a suite fails without any."""
+    parser = argparse.ArgumentParser(prog="python -m tests.planted")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--said", action="store_true", help="print what a failing suite said")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args(arguments)
+    bugs, tree, began = catalogue(options.names), files(), time.monotonic()
+    broken = clean(bugs, tree)
+    if broken:
+        print(f"FAILED  planted nothing: a suite fails without any bug: {broken}")
+        return 1
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(catch, bug, tree): bug for bug in bugs}
+        for done in concurrent.futures.as_completed(running):
+            bug, said = running[done], done.result()
+            told = f"{bug.caught_by}, {bug.seconds} s" if bug.caught else bug.why
+            sign = "ok     " if bug.caught else "FAILED "
+            print(f"{sign} planted {bug.name}: {told}", flush=True)
+            if not bug.caught and options.said:
+                print(said[-3_000:])
+    seconds = round(time.monotonic() - began, 1)
+    print(f"{sum(bug.caught for bug in bugs)} of {len(bugs)} planted bugs caught in {seconds} s")
+    if not options.names:
+        RESULTS.parent.mkdir(exist_ok=True)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        RESULTS.write_bytes(msgspec.json.encode(Report(at, seconds, bugs)))
+    return not all(bug.caught for bug in bugs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
