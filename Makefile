@@ -43,7 +43,7 @@ test: setup ## Run every test that takes seconds (under 10 minutes in all)
 	exit $$status
 
 .PHONY: test-long
-test-long: setup ## Run the tests that take minutes: load and faults
+test-long: setup $(STAMPS)/pgbouncer ## Run the tests that take minutes: load and faults
 	@$(PY) -m pytest -m long $(ARGS)
 
 .PHONY: prove
@@ -140,6 +140,20 @@ $(STAMPS)/native: $(NATIVE_SOURCES) $(STAMPS)/packages $(if $(NATIVE_MODULE),,FO
 	@$(PY) -c 'import pathlib, sysconfig; \
 	    pathlib.Path(sysconfig.get_path("purelib"), "vauchflow_hotpath.pth") \
 	    .write_text("$(CURDIR)/hotpath/python\n")'
+	@touch $@
+
+# Debian's own, unpacked beside the packages: nothing is installed, so it needs no root. Only one
+# long test asks for it, and says so where it is missing.
+PGBOUNCER := $(VENV)/pgbouncer
+$(STAMPS)/pgbouncer: | $(STAMPS)/packages
+	@PATH="$$PATH:/usr/sbin"; command -v pgbouncer >/dev/null || { \
+	    echo 'set-up: PgBouncer, for one long test'; \
+	    rm -rf $(PGBOUNCER) && mkdir -p $(PGBOUNCER) && cd $(PGBOUNCER) && \
+	    fetch() { apt-get download -q pgbouncer \
+	        $$(apt-cache depends pgbouncer | awk '/Depends: lib(event|c-ares)/ {print $$2}'); } && \
+	    { fetch || { apt-get update -q && fetch; }; } >/dev/null 2>&1 && \
+	    for package in *.deb; do dpkg -x "$$package" . && rm "$$package"; done; \
+	} || { echo 'set-up: no PgBouncer to be had here; the test that asks for it will say so' >&2; exit 0; }
 	@touch $@
 
 # /docs is the only page that needs this: without it set-up goes on, and the page says how.

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -140,8 +141,9 @@ def body(n: int) -> dict[str, object]:
 @contextmanager
 def pgbouncer(database_url: str) -> Iterator[str]:
     """Run Debian's PgBouncer in transaction mode; yields a URL that goes through it."""
-    binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-    assert binary, "this test needs PgBouncer: apt install pgbouncer"
+    own = Path(sys.prefix) / "pgbouncer"
+    binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:{own}/usr/sbin")
+    assert binary, "this test needs PgBouncer: make test-long fetches it, or apt install pgbouncer"
     socket_dir = database_url.partition("host=")[2]
     port = free_port()
     account = servers_account()
@@ -159,7 +161,13 @@ def pgbouncer(database_url: str) -> Iterator[str]:
     command = [binary, str(folder / "pgbouncer.ini")]
     if account is not None:
         command[1:1] = ["-u", account.name]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    libraries = os.pathsep.join(str(path) for path in own.glob("usr/lib/*-linux-*"))
+    running = subprocess.Popen(
+        command,
+        env=os.environ | ({"LD_LIBRARY_PATH": libraries} if libraries else {}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         time.sleep(0.5)
         assert running.poll() is None, "PgBouncer has ended"
