@@ -30,6 +30,7 @@ LINES = (
     Line("S4", "fast", "redis_evalsha", 64, 4.5),
     Line("S5", "strict", "hot_row", 64, 10.0),
     Line("S6", "ordinary", "hot_row", 64, 8.0),
+    Line("told", "fast", "hot_row", 64),
     Line("told", "spread", "hot_row", 64),
     Line("told", "litestar_typed", "litestar_echo", 64),
     Line("told", "rsgi_empty", "litestar_echo", 64),
