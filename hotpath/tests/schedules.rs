@@ -75,7 +75,7 @@ impl Sim {
         self.sealed_at = None;
     }
 
-    /// What PostgreSQL would judge: go on if Redis knows every number answered, else another lease.
+    /// What `PostgreSQL` would judge: go on if Redis knows every number answered, else another lease.
     fn judge(&mut self) {
         let mark = self.core.seal(self.slot).unwrap();
         self.drain();
