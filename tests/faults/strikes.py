@@ -26,6 +26,8 @@ from tests.faults.system import Stuck, System
 FREEZE_S = 3.0
 FAULT_S = (1.0, 2.0)
 RESTART_S = (0.1, 0.8)
+# A few commits of the crowd, and a quarter of what the server waits before it writes by itself.
+ANSWERED_S = 0.5
 # Twenty notes of appended batches: what the control is sure to lose.
 UNSYNCED_BYTES = 640
 # A server that found its disk full has one more crash recovery before it. One that does not answer
@@ -129,6 +131,9 @@ def cut_power_under_async_commit(at: Scene) -> Strike:
     _wait_until_ready(at)
     shim.watch_writes(True)
     yield
+    # The sale itself is made sure of; what is answered from here on is not.
+    at.system.ask("checkpoint")
+    time.sleep(ANSWERED_S)
     _lose_power(at, "postgres")
     yield
 
