@@ -274,7 +274,7 @@ class Follower:
         if self._last_id is None:
             await self._read_offset()
         state = await leases.read_state(self._redis, str(self._lease_id))
-        if state is None and row.state == "open":
+        if state is None and row.state in ("open", "draining"):
             return await self._fence_lost()
         if (
             state is not None

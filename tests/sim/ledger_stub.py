@@ -293,7 +293,7 @@ class SimLedger:
 
     def reconciler_fence(self, lease_id: Any, reason: str) -> None:
         grant = self.grants[lease_id]
-        if grant.state == "open":
+        if grant.state in ("open", "draining"):
             grant.state, grant.judged = "fenced", grant.judged + 1
 
     def reconciler_drop_workers(self, lease_id: Any) -> None:

@@ -48,7 +48,7 @@ SELECT count(*) FILTER (WHERE w.sealed_run_id IS NULL AND w.seen_at > clock_time
 -- name: fence :exec
 -- Operator: stops a lease that Redis can no longer keep the promise of.
 UPDATE vf.leases l SET state = 'fenced', fence_reason = @reason, judged = l.judged + 1
- WHERE l.id = @lease_id AND l.state = 'open';
+ WHERE l.id = @lease_id AND l.state IN ('open', 'draining');
 
 -- name: rolled_back :many
 -- Operator: redemptions of a lease's voucher that were rolled back since an instant, and whose customers: Redis has to
