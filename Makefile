@@ -47,8 +47,11 @@ test-long: setup $(STAMPS)/pgbouncer ## Run the tests that take minutes: load an
 	@$(PY) -m pytest -m long $(ARGS)
 
 .PHONY: prove
-prove: setup ## Play every fault in both modes under load: 35 rounds, minutes
-	@$(PY) -m tests.faults $(ARGS)
+prove: setup ## Play every fault in both modes under load and catch every planted bug: minutes
+	@status=0; \
+	$(PY) -m tests.faults $(ARGS) || status=1; \
+	$(if $(ARGS),,$(PY) -m tests.planted || status=1;) \
+	exit $$status
 
 .PHONY: prove-long
 prove-long: setup ## Play 306 rounds; goes on where it was broken off

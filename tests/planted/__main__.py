@@ -7,7 +7,6 @@ applies is a failure, too. Leaves `.proof/planted.json` for docs/proof.md.
 """
 
 import argparse
-import concurrent.futures
 import os
 import re
 import shlex
@@ -15,10 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,10 +26,11 @@ import msgspec
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = Path(__file__).parent
 RESULTS = ROOT / ".proof" / "planted.json"
-# Shared by all copies, so that only the crate itself is compiled again.
+# The copy whose crate is compiled stays in its place, and so do its objects: what is compiled again
+# is only what a patch changed.
 TARGET = ROOT / "target" / "planted"
+WORKSHOP = TARGET / "tree"
 NATIVE = "hotpath/python/vauchflow_hotpath"
-COMPILING = threading.Lock()
 # A suite takes seconds; compiling the crate's tests for the first time takes half a minute.
 SUITE_S, CLEAN_S = 120, 420
 # Scripts are part of the compiled module. Where a patch changes one, the copy's Python reads it.
@@ -101,12 +101,36 @@ def copy_of(tree: Sequence[str]) -> Iterator[Path]:
         shutil.rmtree(copy, ignore_errors=True)
 
 
+@contextmanager
+def workshop(tree: Sequence[str]) -> Iterator[Path]:
+    """Make the compiled copy equal to the tree; one at a time may have it.
+
+    What differs is written anew, never dated back: cargo tells changes by time alone.
+    """
+    for path in [path for path in WORKSHOP.rglob("*") if path.is_file()]:
+        if str(path.relative_to(WORKSHOP)) not in tree:
+            path.unlink()
+    for name in tree:
+        place, content = WORKSHOP / name, (ROOT / name).read_bytes()
+        if not place.is_file() or place.read_bytes() != content:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+    yield WORKSHOP
+
+
+def place_for(suite: str, tree: Sequence[str]) -> AbstractContextManager[Path]:
+    """Return the copy in which a suite runs."""
+    return workshop(tree) if suite.startswith("cargo") else copy_of(tree)
+
+
 def plant(bug: Bug, copy: Path) -> str:
     """Apply a patch to a copy; the empty string, or why it does not apply."""
     patch = PATCHES / f"{bug.name}.patch"
     done = subprocess.run(
-        ["git", "apply", "--recount", "-C1", str(patch)], cwd=copy, capture_output=True, text=True
-    )
+        ["git", "apply", "--recount", "-C1", str(patch)], cwd=copy, capture_output=True, text=True,
+        # The workshop is inside the repository, whose paths are not meant.
+        env=os.environ | {"GIT_CEILING_DIRECTORIES": str(copy.parent)},
+    )  # fmt: skip
     if done.returncode:
         return f"the patch no longer applies: {done.stderr.strip().splitlines()[-1]}"
     if "b/hotpath/lua/" in patch.read_text():
@@ -134,16 +158,6 @@ def run(suite: str, copy: Path, within_s: float) -> tuple[int, str]:
         "VAUCHFLOW_TEST_SEED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    if suite.startswith("cargo"):
-        with COMPILING:
-            # All copies share one target directory, and cargo tells them apart by time alone.
-            for source in (copy / "hotpath").rglob("*.*"):
-                source.touch()
-            return _run(suite, copy, environ, within_s)
-    return _run(suite, copy, environ, within_s)
-
-
-def _run(suite: str, copy: Path, environ: dict[str, str], within_s: float) -> tuple[int, str]:
     process = subprocess.Popen(
         command(suite), cwd=copy, env=environ, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -172,7 +186,7 @@ def noticed(suite: str, status: int, said: str) -> str:
 
 def catch(bug: Bug, tree: Sequence[str]) -> str:
     """Plant one bug and run its suite; returns what the suite said."""
-    with copy_of(tree) as copy:
+    with place_for(bug.caught_by, tree) as copy:
         bug.why = plant(bug, copy)
         if bug.why:
             return ""
@@ -184,17 +198,32 @@ def catch(bug: Bug, tree: Sequence[str]) -> str:
         return said
 
 
-def clean(bugs: Sequence[Bug], tree: Sequence[str]) -> str:
+class Hands:
+    """Who runs suites: some at a time, of those that compile one."""
+
+    def __init__(self, count: int) -> None:
+        """Begin without work."""
+        self.any, self.compiling = ThreadPoolExecutor(count), ThreadPoolExecutor(1)
+
+    def give(self, suite: str, work: Callable[..., str], *args: object) -> Future[str]:
+        """Have the work done that runs a suite."""
+        return (self.compiling if suite.startswith("cargo") else self.any).submit(work, *args)
+
+
+def clean(bugs: Sequence[Bug], tree: Sequence[str], hands: Hands) -> str:
     """Run every suite on a copy without a bug; the empty string, or what failed."""
     suites = {bug.caught_by for bug in bugs}
     nodes = sorted(node for suite in suites if suite[:6] == "tests/" for node in shlex.split(suite))
-    others = sorted(suite for suite in suites if not suite.startswith("tests/"))
-    with copy_of(tree) as copy:
-        for suite in [" ".join(map(shlex.quote, nodes)), *others]:
-            status, said = run(suite, copy, CLEAN_S) if suite else (0, "")
-            if status:
-                return f"{suite}\n{said[-3_000:]}"
-    return ""
+    whole = {suite for suite in suites if not suite.startswith("tests/")}
+    whole |= {" ".join(map(shlex.quote, nodes))} - {""}
+
+    def failure(suite: str) -> str:
+        with place_for(suite, tree) as copy:
+            status, said = run(suite, copy, CLEAN_S)
+        return f"{suite}\n{said[-3_000:]}" if status else ""
+
+    running = [hands.give(suite, failure, suite) for suite in sorted(whole)]
+    return next(filter(None, (done.result() for done in running)), "")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -205,19 +234,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*")
     options = parser.parse_args(arguments)
     bugs, tree, began = catalogue(options.names), files(), time.monotonic()
-    broken = clean(bugs, tree)
+    hands = Hands(options.jobs)
+    broken = clean(bugs, tree, hands)
     if broken:
         print(f"FAILED  planted nothing: a suite fails without any bug: {broken}")
         return 1
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        running = {pool.submit(catch, bug, tree): bug for bug in bugs}
-        for done in concurrent.futures.as_completed(running):
-            bug, said = running[done], done.result()
-            told = f"{bug.caught_by}, {bug.seconds} s" if bug.caught else bug.why
-            sign = "ok     " if bug.caught else "FAILED "
-            print(f"{sign} planted {bug.name}: {told}", flush=True)
-            if not bug.caught and options.said:
-                print(said[-3_000:])
+    running = {hands.give(bug.caught_by, catch, bug, tree): bug for bug in bugs}
+    for done in as_completed(running):
+        bug, said = running[done], done.result()
+        told = f"{bug.caught_by}, {bug.seconds} s" if bug.caught else bug.why
+        sign = "ok     " if bug.caught else "FAILED "
+        print(f"{sign} planted {bug.name}: {told}", flush=True)
+        if not bug.caught and options.said:
+            print(said[-3_000:])
     seconds = round(time.monotonic() - began, 1)
     print(f"{sum(bug.caught for bug in bugs)} of {len(bugs)} planted bugs caught in {seconds} s")
     if not options.names:
