@@ -182,8 +182,11 @@ class Doors:
     async def redeem(self, call: HotCall) -> Answer:
         """Answer POST /v1/vouchers/{code}/redeem."""
         caller, new, key = await self._read(call)
+        # Most codes are redeemed once: only who comes back is worth learning.
+        is_known = self._redeemer.knows(caller, call.name)
         answered = await self._redeemer.redeem(caller, call.name, new, key)
-        self._learn(call, caller, None)
+        if is_known:
+            self._learn(call, caller, None)
         return self._answer(answered, call)
 
     async def claim(self, call: HotCall) -> Answer:

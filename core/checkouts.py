@@ -127,7 +127,7 @@ async def hold(
     if isinstance(request, Refusal):
         return request
     for _ in range(PRICINGS_MAX):
-        terms = await _terms(conn, caller, code, field="code")
+        [terms] = await _terms(conn, caller, [code], ["code"])
         known = await quotes.facts(conn, terms, request)
         quoted = quotes.quote(terms, request, known, None, caller)
         if isinstance(quoted, Refusal):
@@ -162,10 +162,9 @@ async def redeem_together(
     if isinstance(request, Refusal):
         return request
     for _ in range(PRICINGS_MAX):
-        terms = [
-            await _terms(conn, caller, code, field=f"codes[{place}]")
-            for place, code in enumerate(new.codes)
-        ]
+        terms = await _terms(
+            conn, caller, new.codes, [f"codes[{place}]" for place in range(len(new.codes))]
+        )
         known = [await quotes.facts(conn, one, request) for one in terms]
         pricing = _priced(terms, known, request, new, caller)
         if isinstance(pricing, Refusal):
@@ -279,14 +278,19 @@ def _naming(refusal: Refusal, terms: Terms, new: NewCheckout) -> Refusal:
     return msgspec.structs.replace(refusal, extra=extra)
 
 
-async def _terms(conn: db.Connection, caller: Caller, code: str, *, field: str) -> Terms:
-    terms = await db.one(
-        conn, "redemptions.terms", Terms,
-        project_id=caller.project_id, code_norm=codes.normalise(code) or "",
-    )  # fmt: skip
-    if terms is None:
-        raise NotFound("There is no voucher with this code.", field=field)
-    return terms
+async def _terms(
+    conn: db.Connection, caller: Caller, given: Sequence[str], fields: Sequence[str]
+) -> list[Terms]:
+    """Read the terms of codes in their order; `fields` name the members they came from."""
+    norms = [codes.normalise(code) or "" for code in given]
+    rows = await db.many(
+        conn, "redemptions.terms", Terms, project_id=caller.project_id, codes=norms
+    )
+    found = {terms.code_norm: terms for terms in rows}
+    for norm, field in zip(norms, fields, strict=True):
+        if norm not in found:
+            raise NotFound("There is no voucher with this code.", field=field)
+    return [found[norm] for norm in norms]
 
 
 async def _stored(

@@ -1,12 +1,14 @@
 """Plain redeems and claims, which the compiled doors take and answer by themselves.
 
 What the general way has resolved once (the key, the address, whose voucher it is and who decides)
-is taught to the doors here. A voucher's plain redeems are flown to PostgreSQL from here, a batch
-at a time; whatever is told other than a win goes back to `redeemer` to be worded.
+is taught to the doors here. A voucher's plain redeems are flown to PostgreSQL from here, several
+vouchers at a time; whatever is told other than a win goes back to `redeemer` to be worded.
 """
 
 import asyncio
-from typing import Final
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -22,7 +24,15 @@ from core.hot import ClaimBackend
 from core.hot.rust import CommitBatch, CommitQueue, Door, PlainTerms, RustBackend
 from core.live_leases import LiveLease
 from core.redemptions import Terms, ms_of
-from core.shared_commits import BATCH_MAX, Decision, SharedCommits
+from core.shared_commits import (
+    BATCH_MAX,
+    TOGETHER_MAX,
+    Board,
+    Decision,
+    LotDecision,
+    SharedCommits,
+    starts_of,
+)
 from core.terms import TERMS_MAX, TermsCache
 
 # Vouchers whose queue is kept: as many as terms are.
@@ -53,12 +63,12 @@ class PlainRedeems:
         request's id.
         """
         self._door = door
-        self._commits = commits
         self._terms = terms
         self._backend = backend
         self._crowds = crowds
         self._receipt_key = receipt_key
         self._sold_out = sold_out
+        self._flights = _Flights(commits)
         self._queues: dict[UUID, tuple[Terms, str, CommitQueue]] = {}
 
     def learn_claims(self, path: str, token: bytes, caller: Caller, live: LiveLease) -> None:
@@ -118,89 +128,145 @@ class PlainRedeems:
                 self.forget(voucher_id)
         self.forget(terms.voucher_id)
         plain = _plain_terms(caller, terms, terms.sale_id)
-        flight = _Flight(self._commits, terms)
-        queue = CommitQueue(asyncio.get_running_loop().create_future, flight.begin, terms, plain)
-        flight.queue = queue
+        waiting = _Waiting(self._flights.board, terms)
+        queue = CommitQueue(asyncio.get_running_loop().create_future, waiting.begin, terms, plain)
+        waiting.queue = queue
         self._queues[terms.voucher_id] = (terms, caller.currency, queue)
         return queue
 
 
-class _Flight:
-    """Flies one voucher's queue: one statement at a time, by arrival."""
+class _Waiting:
+    """One voucher's queue, on its way to the board whenever something waits in it."""
 
+    __slots__ = ("_board", "queue", "terms")
     queue: CommitQueue
 
-    def __init__(self, commits: SharedCommits, terms: Terms) -> None:
-        self._commits = commits
-        self._terms = terms
+    def __init__(self, board: "Board[_Waiting]", terms: Terms) -> None:
+        self._board = board
+        self.terms = terms
 
     def begin(self) -> None:
-        self._commits.start(self._fly())
+        self._board.put(self.terms.project_id, self)
 
-    async def _fly(self) -> None:
-        while True:
-            async with self._commits.flights:
-                batch = self.queue.take(BATCH_MAX)
-                if batch is None:
-                    return
-                await self._commit(batch, 0, len(batch))
 
-    async def _commit(self, batch: CommitBatch, start: int, end: int) -> None:
-        """Have a part of a batch decided, and answer it."""
+class _Lot(NamedTuple):
+    """A part of one voucher's batch."""
+
+    terms: Terms
+    batch: CommitBatch
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+class _Flights:
+    """Flies plain queues: those of one project that wait share a statement and a commit."""
+
+    def __init__(self, commits: SharedCommits) -> None:
+        self._commits = commits
+        self.board: Board[_Waiting] = Board(commits, self._fly)
+
+    async def _fly(self, waiting: deque[_Waiting]) -> None:
+        flown: list[_Waiting] = []
+        lots: list[_Lot] = []
+        count = 0
+        while waiting and count < TOGETHER_MAX:
+            one = waiting.popleft()
+            batch = one.queue.take(BATCH_MAX - count)
+            if batch is not None:
+                flown.append(one)
+                lots.append(_Lot(one.terms, batch, 0, len(batch)))
+                count += len(batch)
         try:
-            found = await self._decide(batch, start, end)
+            if lots:
+                await self._commit(sorted(lots, key=lambda lot: lot.terms.voucher_id))
+        finally:
+            for one in flown:
+                one.begin()
+
+    async def _commit(self, lots: list[_Lot]) -> None:
+        """Have lots of different vouchers decided, in id order, and answer them."""
+        try:
+            await self._decide(lots)
         except StatementFailed as error:
             # One poisoned request must not harm the others: each alone, with the same ids.
-            if end - start == 1:
-                batch.fail(start, error)
+            if sum(lot.size for lot in lots) == 1:
+                lots[0].batch.fail(lots[0].start, error)
                 return
             _log.warning("batch_failed", sqlstate=error.sqlstate, constraint=error.constraint)
-            for at in range(start, end):
-                await self._commit(batch, at, at + 1)
+            for lot in lots:
+                for at in range(lot.start, lot.end):
+                    await self._commit([lot._replace(start=at, end=at + 1)])
         except Exception as error:
             if not isinstance(error, Unavailable | OutcomeUnknown):
                 _log.exception("batch_broken")
-            for at in range(start, end):
-                batch.fail(at, error)
+            for lot in lots:
+                for at in range(lot.start, lot.end):
+                    lot.batch.fail(at, error)
         else:
             self._commits.commits += 1
-            self._commits.decided += end - start
-            _answer(batch, start, end, found)
+            self._commits.decided += sum(lot.size for lot in lots)
 
-    async def _decide(self, batch: CommitBatch, start: int, end: int) -> list[Decision]:
-        terms = self._terms
-        ids_, keys, fingerprints, customers, order_values, discounts, order_ids = batch.columns(
-            start, end
-        )
-
-        async def send(conn: db.Connection) -> list[Decision]:
-            return await db.many(
-                conn,
-                "redemptions.redeem_plain",
-                Decision,
-                project_id=terms.project_id,
-                voucher_id=terms.voucher_id,
-                version=terms.terms_version,
-                sale_id=terms.sale_id,
-                ids=ids_,
-                keys=keys,
-                fingerprints=fingerprints,
-                customers=customers,
-                order_values=order_values,
-                discounts=discounts,
-                order_ids=order_ids,
-            )
-
-        return await self._commits.ask(send)
+    async def _decide(self, lots: list[_Lot]) -> None:
+        if len(lots) == 1:
+            _answer(lots[0], await self._commits.ask(_of_one(lots[0])))
+            return
+        by_lot: list[list[Decision]] = [[] for _ in lots]
+        for decision in await self._commits.ask(_of_several(lots)):
+            by_lot[decision.lot - 1].append(decision)
+        for lot, found in zip(lots, by_lot, strict=True):
+            _answer(lot, found)
 
 
-def _answer(batch: CommitBatch, start: int, end: int, found: list[Decision]) -> None:
+_COLUMNS: Final = (
+    "ids", "keys", "fingerprints", "customers", "order_values", "discounts", "order_ids",
+)  # fmt: skip
+
+
+def _of_one(lot: _Lot) -> Callable[[db.Connection], Awaitable[list[Decision]]]:
+    terms = lot.terms
+    columns = dict(zip(_COLUMNS, lot.batch.columns(lot.start, lot.end), strict=True))
+
+    async def send(conn: db.Connection) -> list[Decision]:
+        return await db.many(
+            conn, "redemptions.redeem_plain", Decision,
+            project_id=terms.project_id, voucher_id=terms.voucher_id,
+            version=terms.terms_version, sale_id=terms.sale_id, **columns,
+        )  # fmt: skip
+
+    return send
+
+
+def _of_several(lots: list[_Lot]) -> Callable[[db.Connection], Awaitable[list[LotDecision]]]:
+    # An array literal is its members between braces, so literals are joined as texts.
+    parts = zip(*(lot.batch.columns(lot.start, lot.end) for lot in lots), strict=True)
+    joined = ["{" + ",".join([part[1:-1] for part in column]) + "}" for column in parts]
+    columns = dict(zip(_COLUMNS, joined, strict=True))
+
+    async def send(conn: db.Connection) -> list[LotDecision]:
+        return await db.many(
+            conn, "redemptions.redeem_plain_lots", LotDecision,
+            project_id=lots[0].terms.project_id,
+            vouchers=[lot.terms.voucher_id for lot in lots],
+            versions=[lot.terms.terms_version for lot in lots],
+            sales=[lot.terms.sale_id for lot in lots],
+            starts=starts_of([lot.size for lot in lots]), **columns,
+        )  # fmt: skip
+
+    return send
+
+
+def _answer(lot: _Lot, found: Sequence[Decision]) -> None:
+    batch, start = lot.batch, lot.start
     first = found[0]
     if first.ord == 0:
         assert first.seq is not None and first.redeemed_at is not None
-        batch.win_from(start, end, first.seq, first.remaining, ms_of(first.redeemed_at))
+        batch.win_from(start, lot.end, first.seq, first.remaining, ms_of(first.redeemed_at))
         return
-    assert len(found) == end - start, f"{end - start} asked, {len(found)} answered"
+    assert len(found) == lot.size, f"{lot.size} asked, {len(found)} answered"
     for decision in found:
         at = start + decision.ord - 1
         if decision.outcome == "redeemed":

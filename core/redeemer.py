@@ -158,6 +158,14 @@ class Redeemer:
         norm = codes.normalise(code)
         return self._keeper.by_code.get((caller.project_id, norm)) if norm is not None else None
 
+    def knows(self, caller: Caller, code: str) -> bool:
+        """Whether this process has met a code before."""
+        norm = codes.normalise(code)
+        return norm is not None and (
+            self._terms.peek(caller.project_id, norm) is not None
+            or (caller.project_id, norm) in self._keeper.by_code
+        )
+
     # -- PostgreSQL decides ----------------------------------------------------------------
 
     async def _redeem_in_ledger(

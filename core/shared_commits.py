@@ -1,8 +1,9 @@
-"""Concurrent redeems of one voucher become one statement and one commit.
+"""Concurrent redeems of one voucher become one statement and one commit, and small ones share it.
 
 Batches form by arrival: while a statement of a voucher (or of a limited campaign) is under way,
-what arrives waits, and goes together next; never by a timer. A statement is one autocommit
-function call, so that a process that freezes holds no locks. This module knows nothing of prices.
+what arrives waits, and goes together next; never by a timer. While all connections are busy,
+vouchers wait too, and the next flight takes several. A statement is one autocommit function call,
+so that a process that freezes holds no locks. This module knows nothing of prices.
 """
 
 import asyncio
@@ -10,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from typing import Any, Final
+from itertools import accumulate
+from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -23,6 +25,9 @@ from core.errors import OutcomeUnknown, Unavailable
 # One commit is 1 to 3 ms; 256 requests in one are far beyond where the fsync dominates, and still
 # answer well under 50 ms.
 BATCH_MAX: Final = 256
+# A flight takes vouchers until it has so many requests: 64 amortise a commit well below what
+# deciding them costs, and a hot voucher beyond that flies alone.
+TOGETHER_MAX: Final = 64
 # Waiting requests of one process: a third of a second of work at 12,000 a second.
 QUEUE_MAX: Final = 4_096
 # Statements under way at once, each on its own connection: hot vouchers of a process in parallel.
@@ -83,15 +88,71 @@ class Decision(msgspec.Struct):
     sale: UUID | None
 
 
-Send = Callable[[db.Connection], Awaitable[list[Decision]]]
+D = TypeVar("D", bound=Decision)
+
+
+class LotDecision(Decision, kw_only=True):
+    """A Decision of one voucher among several; `ord` counts in its lot, lots from 1."""
+
+    lot: int
 
 
 class _Group:
-    __slots__ = ("is_flying", "waiting")
+    __slots__ = ("is_flying", "lane", "scope", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, scope: UUID, lane: UUID) -> None:
+        self.scope = scope
+        self.lane = lane
         self.waiting: deque[Ask] = deque()
         self.is_flying = False
+
+
+Q = TypeVar("Q")
+
+
+class _Lane(Generic[Q]):
+    __slots__ = ("flying", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Q] = deque()
+        self.flying = 0
+
+
+class Board(Generic[Q]):
+    """Queues that wait for a connection, by lane: those of one lane may fly together.
+
+    `fly` is given a lane's waiting queues and takes from their front what it flies. Who is in the
+    air is not on the board; whoever has more to fly afterwards is put there again.
+    """
+
+    def __init__(
+        self, commits: "SharedCommits", fly: Callable[[deque[Q]], Awaitable[None]]
+    ) -> None:
+        """Start empty; at most FLIGHTS_MAX of all boards of `commits` fly at once."""
+        self._commits = commits
+        self._fly = fly
+        self._lanes: dict[UUID, _Lane[Q]] = {}
+
+    def put(self, lane: UUID, queue: Q) -> None:
+        """Have a queue flown."""
+        found = self._lanes.get(lane)
+        if found is None:
+            found = self._lanes[lane] = _Lane()
+        found.waiting.append(queue)
+        if found.flying < FLIGHTS_MAX:
+            found.flying += 1
+            self._commits.start(self._run(lane, found))
+
+    async def _run(self, key: UUID, lane: _Lane[Q]) -> None:
+        try:
+            while lane.waiting:
+                async with self._commits.flights:
+                    if lane.waiting:
+                        await self._fly(lane.waiting)
+        finally:
+            lane.flying -= 1
+            if lane.flying == 0:
+                del self._lanes[key]
 
 
 class SharedCommits:
@@ -101,6 +162,7 @@ class SharedCommits:
         """Start empty; the pool is the caller's to close."""
         self._database = database
         self._groups: dict[UUID, _Group] = {}
+        self._board = Board(self, self._fly)
         self._queued = 0
         self.flights = asyncio.Semaphore(FLIGHTS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,12 +185,13 @@ class SharedCommits:
         scope = ask.campaign_id or ask.voucher_id
         group = self._groups.get(scope)
         if group is None:
-            group = self._groups[scope] = _Group()
+            # A campaign's row is shared by its vouchers already; others share a project's flights.
+            group = self._groups[scope] = _Group(scope, ask.campaign_id or ask.project_id)
         group.waiting.append(ask)
         self._queued += 1
         if not group.is_flying:
             group.is_flying = True
-            self.start(self._fly(scope, group))
+            self._board.put(group.lane, group)
         return future
 
     def start(self, flying: Coroutine[Any, Any, None]) -> None:
@@ -142,19 +205,25 @@ class SharedCommits:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _fly(self, scope: UUID, group: _Group) -> None:
+    async def _fly(self, waiting: deque[_Group]) -> None:
+        groups: list[_Group] = []
+        batch: list[Ask] = []
         try:
-            while group.waiting:
-                async with self.flights:
-                    batch = self._take(group)
-                    if batch:
-                        await self._commit(batch)
+            while waiting and len(batch) < TOGETHER_MAX:
+                group = waiting.popleft()
+                groups.append(group)
+                batch += self._take(group, BATCH_MAX - len(batch))
+            if batch:
+                await self._commit(batch)
         finally:
-            group.is_flying = False
-            if not group.waiting:
-                self._groups.pop(scope, None)
+            for group in groups:
+                if group.waiting:
+                    self._board.put(group.lane, group)
+                else:
+                    group.is_flying = False
+                    del self._groups[group.scope]
 
-    def _take(self, group: _Group) -> list[Ask]:
+    def _take(self, group: _Group, batch_max: int) -> list[Ask]:
         """Take the next batch: one pricing a voucher, each key once.
 
         A retry that waits beside its first try gets the same answer. What does not fit stays in
@@ -166,7 +235,7 @@ class SharedCommits:
         by_key: dict[tuple[UUID, str], Ask] = {}
         versions: dict[UUID | None, tuple[object, ...]] = {}
         waiting = group.waiting
-        while waiting and len(batch) < BATCH_MAX:
+        while waiting and len(batch) < batch_max:
             ask = waiting.popleft()
             if ask.deadline < now:
                 self._queued -= 1
@@ -217,7 +286,10 @@ class SharedCommits:
                 future.set_result(decision)
 
     async def _decide(self, batch: list[Ask]) -> list[tuple[Ask, Decision]]:
-        call = _call_of_many if len({ask.voucher_id for ask in batch}) == 1 else _call_of_campaign
+        has_many = len({ask.voucher_id for ask in batch}) > 1
+        if has_many and batch[0].campaign_id is None:
+            return await self._decide_lots(batch)
+        call = _call_of_campaign if has_many else _call_of_many
         ordered, name, params = call(batch)
         found = await self.ask(lambda conn: db.many(conn, name, Decision, **params))
         if len(found) == 1 and found[0].ord == 0:
@@ -225,9 +297,34 @@ class SharedCommits:
         assert len(found) == len(batch), f"{len(batch)} asked, {len(found)} answered"
         return [(ordered[decision.ord - 1], decision) for decision in found]
 
-    async def ask(
-        self, send: Callable[[db.Connection], Awaitable[list[Decision]]]
-    ) -> list[Decision]:
+    async def _decide_lots(self, batch: list[Ask]) -> list[tuple[Ask, Decision]]:
+        lots: dict[UUID, list[Ask]] = {}
+        for ask in batch:
+            lots.setdefault(ask.voucher_id, []).append(ask)
+        ordered = [lots[voucher_id] for voucher_id in sorted(lots)]
+        firsts = [lot[0] for lot in ordered]
+        params = {
+            "project_id": firsts[0].project_id,
+            "vouchers": [ask.voucher_id for ask in firsts],
+            "versions": [ask.version for ask in firsts],
+            "sales": [ask.sale_id for ask in firsts],
+            "starts": starts_of([len(lot) for lot in ordered]),
+            **_arrays([ask for lot in ordered for ask in lot]),
+        }
+        found = await self.ask(
+            lambda conn: db.many(conn, "redemptions.redeem_lots", LotDecision, **params)
+        )
+        decided: list[tuple[Ask, Decision]] = []
+        for decision in found:
+            lot = ordered[decision.lot - 1]
+            if decision.ord == 0:
+                decided += _each_of(lot, decision)
+            else:
+                decided.append((lot[decision.ord - 1], decision))
+        assert len(decided) == len(batch), f"{len(batch)} asked, {len(decided)} answered"
+        return decided
+
+    async def ask(self, send: "Callable[[db.Connection], Awaitable[list[D]]]") -> "list[D]":
         """Have one idempotent statement answered, asking again where its answer was lost.
 
         Raises: Unavailable and RolledBack (not applied), OutcomeUnknown, StatementFailed.
@@ -251,6 +348,11 @@ class SharedCommits:
                 if pause is None:
                     raise OutcomeUnknown from error
                 await asyncio.sleep(pause)
+
+
+def starts_of(sizes: list[int]) -> list[int]:
+    """Return where each lot begins, counted from 1."""
+    return [start - size + 1 for start, size in zip(accumulate(sizes), sizes, strict=True)]
 
 
 def _each_of(batch: list[Ask], first: Decision) -> list[tuple[Ask, Decision]]:

@@ -123,3 +123,27 @@ def test_quotes_and_backslashes_in_references_are_stored_as_they_were_sent(
         read = client.get(f"/v1/redemptions/{won['redemption_id']}").json()
         assert (read["customer_id"], read) == (customer, won)
         assert redeem(client, code, customer, **headers).json() == won
+
+
+def test_vouchers_that_fly_together_keep_their_own_numbers_and_limits(
+    client: httpx.Client,
+) -> None:
+    codes = [make(client, max_redemptions=6) for _ in range(24)]
+    for code in codes:
+        # The second one teaches the doors.
+        assert [redeem(client, code, f"w{n}").status_code for n in range(2)] == [200] * 2
+    asked = [(code, f"c,{{{n}}}") for n in range(6) for code in codes]
+    with ThreadPoolExecutor(16) as pool:
+        told = list(pool.map(lambda one: redeem(client, *one).json(), asked))
+    for code in codes:
+        mine = [answer for (asked_code, _), answer in zip(asked, told, strict=True)
+                if asked_code == code]  # fmt: skip
+        won = [answer for answer in mine if answer.get("status") == "redeemed"]
+        assert sorted((one["seq"], one["remaining"]) for one in won) == [
+            (3, 3), (4, 2), (5, 1), (6, 0),
+        ]  # fmt: skip
+        assert {one["code"] for one in won} == {code}
+        assert [one["code"] for one in mine if one not in won] == ["limit_reached"] * 2
+        listed = client.get("/v1/redemptions", params={"code": code}).json()["data"]
+        assert {one["redemption_id"] for one in won} <= {one["redemption_id"] for one in listed}
+        assert len(listed) == 6

@@ -1,22 +1,14 @@
 -- Redeeming, reading and reversing. The hot functions are in schema.sql; these are their calls.
 
--- name: terms :one
--- What a price is computed from and where the voucher redeems now, with the versions that a redeem must state.
-SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v.campaign_id,
-       c.terms_version AS campaign_version, v.flash_sale_id AS sale_id, v.authority, v.sale_only,
-       coalesce(v.discount_type, c.discount_type) AS discount_type,
-       CASE WHEN v.discount_type IS NULL THEN c.discount_bp ELSE v.discount_bp END AS discount_bp,
-       CASE WHEN v.discount_type IS NULL THEN c.discount_minor ELSE v.discount_minor END AS discount_minor,
-       greatest(v.min_order_minor, c.min_order_minor) AS min_order_minor,
-       v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL AS needs_customer,
-       v.crowd_version, v.discount_type IS NOT NULL AS owns_discount, v.promotion,
-       c.promotion AS campaign_promotion
-  FROM vf.vouchers v
-  LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
- WHERE v.project_id = @project_id AND v.code_norm = @code_norm;
+-- name: terms :many
+-- What prices of several codes are computed from and where they redeem now; unknown codes have no row.
+SELECT project_id, voucher_id, code, code_norm, terms_version, campaign_id, campaign_version, sale_id, authority,
+       sale_only, discount_type, discount_bp, discount_minor, min_order_minor, needs_customer, crowd_version,
+       owns_discount, promotion, campaign_promotion
+  FROM vf.terms_of(@project_id, @codes);
 
 -- name: terms_of_voucher :one
--- The same by id, for a question that has found its voucher.
+-- The same of one voucher by id, for a question that has found it.
 SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v.campaign_id,
        c.terms_version AS campaign_version, v.flash_sale_id AS sale_id, v.authority, v.sale_only,
        coalesce(v.discount_type, c.discount_type) AS discount_type,
@@ -40,6 +32,19 @@ SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discoun
 -- The same for plain requests: each column is an array literal, and none has metadata.
 SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
   FROM vf.redeem_many(@project_id, @voucher_id, @version, NULL, NULL, @sale_id, @ids::text::uuid[], @keys::text::text[],
+       @fingerprints::text::bytea[], @customers::text::text[], @order_values::text::bigint[],
+       @discounts::text::bigint[], @order_ids::text::text[], NULL);
+
+-- name: redeem_lots :many
+-- Decides requests for several vouchers without a campaign in one commit.
+SELECT lot, ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
+  FROM vf.redeem_lots(@project_id, @vouchers, @versions, @sales, @starts, @ids, @keys, @fingerprints, @customers,
+       @order_values, @discounts, @order_ids, @metadata);
+
+-- name: redeem_plain_lots :many
+-- The same for plain requests: each column is an array literal, and none has metadata.
+SELECT lot, ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
+  FROM vf.redeem_lots(@project_id, @vouchers, @versions, @sales, @starts, @ids::text::uuid[], @keys::text::text[],
        @fingerprints::text::bytea[], @customers::text::text[], @order_values::text::bigint[],
        @discounts::text::bigint[], @order_ids::text::text[], NULL);
 
