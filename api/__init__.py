@@ -30,6 +30,8 @@ the nouns
   redemptions     /v1/redemptions
   holds           /v1/holds
   flash_sales     /v1/flash-sales
+  gift_cards      /v1/gift-cards
+  liability       /v1/gift-cards/liability
   api_keys        /v1/api-keys
   analytics       /v1/analytics
   health          /healthz and /readyz

@@ -28,6 +28,7 @@ _STATUS: Final[dict[str, int]] = {
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_mismatch": 422,
+    "too_many_attempts": 429,
     "internal": 500,
     "overloaded": 503,
     "unavailable": 503,

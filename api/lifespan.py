@@ -10,6 +10,7 @@ from core.api_keys import KeyCache
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.flash_sales import SaleDesk
+from core.gift_cards.vault import Vault
 from core.hot.rust import Call
 from core.receipts import Signer
 from core.settings import Settings
@@ -71,6 +72,7 @@ class Services:
         self.settings = settings
         self.problems = Problems(settings.base_url)
         self.receipts = Signer(settings.secret)
+        self.vault = Vault(settings.secret)
         self.database: Database
         self.keys: KeyCache
         self.doors: HotDoors | None = None

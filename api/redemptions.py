@@ -11,11 +11,13 @@ from litestar.response import Response
 from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.flash_sales import desk_of
+from api.gift_cards import asker_of
 from api.lifespan import Services
-from core import checkouts, ids, receipts, redemptions
+from core import checkouts, ids, lookups, receipts, redemptions
 from core.api_keys import Caller
 from core.checkouts import Checkout, NewCheckout
 from core.errors import Invalid, NotFound, Refusal
+from core.gift_cards import ledger
 from core.receipts import Presented
 from core.redemptions import Filter, NewRedemption, Redemption
 from core.rules import money
@@ -126,12 +128,18 @@ def _narrowed(asked: pagination.Page) -> Filter:
     opt=shape(body=NewCheckout, answer=Checkout),
 )
 async def create(request: Req) -> Response[bytes]:
-    """Redeem up to 30 codes for one order: all of them or none, or the best that go together."""
+    """Redeem up to 30 codes for one order, all or none or the best, and pay with gift cards."""
     caller = await auth.secret_caller(request)
     raw, new = await bodies.received(request, NewCheckout)
-    async with idempotency.write(request, caller, raw) as work:
+    asker = asker_of(request, caller)
+    services: Services = request.app.state.services
+    async with (
+        lookups.counted(services.database, asker),
+        idempotency.write(request, caller, raw) as work,
+    ):
         if not work.is_done:
-            work.answer(200, await checkouts.redeem_together(work.conn, caller, new))
+            done = await checkouts.check_out(work.conn, asker, services.vault, new)
+            work.answer(200, done)
     return work.response()
 
 
@@ -202,6 +210,7 @@ async def _rolled_back(
             done = await redemptions.roll_back(work.conn, caller, redemption_id, reason, code=code)
             if isinstance(done, Refusal):
                 work.answer(200, done)
+            await ledger.refund_redemption(work.conn, caller, redemption_id, reason)
             work.answer(200, await redemptions.shown(work.conn, caller, redemption_id))
     if isinstance(done, redemptions.RolledBack):
         await desk_of(request).leases.give_back(caller.project_id, redemption_id, done)

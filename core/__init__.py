@@ -33,10 +33,13 @@ operations
   redemptions     pricing, reading and rolling back redemptions
   imports         vouchers from elsewhere, with a report
   customers       who redeems: register, export, erase
+  gift_cards      stored value in a ledger of its own
+  liability       what is owed to the holders of gift cards, by day
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, pause
   analytics       figures, from the ledger
+  lookups         throttling of guesses at secret codes
   tenants         accounts, projects, users
   api_keys        keys: make, check, cache, revoke
   audit_log       who changed what

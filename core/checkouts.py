@@ -16,6 +16,10 @@ import msgspec
 from core import db, ids, quotes, redemptions
 from core.api_keys import Caller
 from core.errors import IdempotencyMismatch, Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
+from core.gift_cards import ledger
+from core.gift_cards.ledger import Payments, Transaction
+from core.gift_cards.vault import Vault
+from core.lookups import Asker
 from core.quotes import Quote, Request
 from core.redemptions import NewRedemption, Redemption, Terms
 from core.rules import budgets, codes, discounts, money, orders, promotions, stacking
@@ -39,10 +43,14 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class NewCheckout(NewRedemption, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Several codes for one order. `mode`: all of them or none, or of those that may the best."""
+    """Several codes for one order. `mode`: all of them or none, or of those that may the best.
+
+    `gift_cards` pay what the codes leave, in the same commit.
+    """
 
     codes: Annotated[list[str], msgspec.Meta(min_length=1, max_length=CODES_MAX)]
     mode: Literal["all", "best_deal"] = "all"
+    gift_cards: Payments = msgspec.field(default_factory=list)
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -61,6 +69,8 @@ class Checkout(msgspec.Struct, frozen=True):
     discount_applied: Amount
     left_out: list[LeftOut]
     order: ShownOrder | msgspec.UnsetType = msgspec.UNSET
+    gift_cards: list[Transaction] = []
+    left_to_pay: Amount | msgspec.UnsetType = msgspec.UNSET
 
 
 class Decided(msgspec.Struct, frozen=True):
@@ -141,6 +151,40 @@ async def hold(
         if refused is not None:
             return refused
     raise Unavailable("Nothing was applied: the voucher's terms are changing.")
+
+
+async def check_out(
+    conn: db.Connection, asker: Asker, vault: Vault, new: NewCheckout
+) -> Checkout | Refusal:
+    """Redeem codes for one order, then pay what is left with gift cards: all of it or nothing.
+
+    Idempotent where the caller's transaction is, which a refusal must roll back; call inside
+    `lookups.counted`. Refuses and raises as `redeem_together` and `ledger.pay`.
+    Concurrency: locks campaigns, vouchers, gift cards, each in id order.
+    """
+    done = await redeem_together(conn, asker.caller, new)
+    if isinstance(done, Refusal) or not new.gift_cards:
+        return done
+    caller = asker.caller
+    due_minor = None
+    request = quotes.read(new, caller)
+    assert not isinstance(request, Refusal), "it was read before"
+    if request.order is not None:
+        discount = money.parse_amount(done.discount_applied, caller.currency, field="discount")
+        whole = request.order.value_minor + request.order.shipping_minor
+        due_minor = max(0, whole - discount)
+    numbers = [ids.parse_id("rdm", one.redemption_id) for one in done.redemptions]
+    paid = await ledger.pay(
+        conn, asker, vault, new.gift_cards,
+        due_minor=due_minor, redemptions=[n for n in numbers if n], order_id=new.order_id,
+    )  # fmt: skip
+    if isinstance(paid, Refusal):
+        return paid
+    left: Amount | msgspec.UnsetType = msgspec.UNSET
+    if due_minor is not None:
+        taken = (money.parse_amount(one.amount, caller.currency, field="amount") for one in paid)
+        left = money.json_amount(due_minor - sum(taken), caller.exponent)
+    return msgspec.structs.replace(done, gift_cards=paid, left_to_pay=left)
 
 
 async def redeem_together(

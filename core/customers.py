@@ -167,6 +167,7 @@ async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refu
     await db.run(conn, "customers.rename_counts", **params)
     await db.run(conn, "customers.rename_budgets", **params)
     await db.run(conn, "customers.rename_holds", **params)
+    await db.run(conn, "gift_cards.forget_recipient", **params)
     await db.run(conn, "customers.rename_answers", **params)
     await db.run(conn, "customers.forget", **person)
     return Erased(pseudonym, renamed)

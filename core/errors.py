@@ -41,6 +41,9 @@ REFUSALS: Final = _register(
         ("order_value_too_low", "The order is worth less than the voucher asks for."),
         ("currency_mismatch", "The order's currency is not the project's."),
         ("insufficient_balance", "The gift card holds less than was asked for."),
+        ("gift_card_inactive", "The gift card is disabled."),
+        ("gift_card_expired", "The gift card's last moment has passed."),
+        ("refund_too_large", "More would be refunded to the gift card than was spent with it."),
         ("already_rolled_back", "The redemption was rolled back before."),
         ("self_referral", "A customer cannot refer themselves."),
         ("already_attributed", "This customer was referred before."),
@@ -73,6 +76,7 @@ FAULTS: Final = _register(
         ("idempotency_mismatch", "The Idempotency-Key was used with another request before."),
         ("payload_too_large", "The body is larger than this address takes."),
         ("unsupported_media_type", "The body is not JSON."),
+        ("too_many_attempts", "Too many look-ups found nothing; ask again in a minute."),
         ("overloaded", "The queue is full. Nothing was applied; ask again shortly."),
         ("unavailable", "A server behind this one is away. Nothing was applied; ask again."),
         ("outcome_unknown", "It may have been applied; ask again with the same Idempotency-Key."),
@@ -173,6 +177,17 @@ class RequestInFlight(Fault):
         """The default sentence says it all."""
         super().__init__(detail)
         self.retry_after_s = RETRY_AFTER_S
+
+
+class TooManyAttempts(Fault):
+    """A caller or an address guesses: it is told nothing more in this minute."""
+
+    code = "too_many_attempts"
+
+    def __init__(self, detail: str = CODES["too_many_attempts"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)
+        self.retry_after_s = 60
 
 
 class PayloadTooLarge(Fault):

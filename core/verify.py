@@ -59,6 +59,7 @@ INVARIANTS: Final = {
     "I8": "sold out is said only when every unit can be gone",
     "I9": "read = inserted + replayed + same key + quarantined",
     "I10": "Redis and the ledger agree how far a sale is",
+    "I11": "a gift card is the sum of its entries, and every entry has its counterpart",
     "I12": "no row is another project's, and the wall between projects stands",
     "I13": "the figures shown are the ledger's",
 }
@@ -74,6 +75,8 @@ class Totals(msgspec.Struct, frozen=True):
     redemptions: int
     live: int
     customers: int
+    gift_cards: int
+    gift_card_transactions: int
     quarantined: int
     burned: int
     read_count: int
@@ -318,6 +321,7 @@ async def _check_ledger(
             "verify.duplicate_ids",
             "verify.customers",
             "verify.budgets",
+            "verify.gift_cards",
             "verify.strangers",
         ):
             report.add_offenders(await db.many(conn, name, Offender, **scope))
@@ -336,6 +340,11 @@ async def _check_ledger(
     report.checked("I3", f"{_many(totals.redemptions, 'redemption')}")
     report.checked("I5", f"{_many(totals.customers, 'counted customer')}")
     report.checked("I6", f"{totals.burned:,} burned, {totals.same_key_count:,} repeated keys")
+    report.checked(
+        "I11",
+        f"{_many(totals.gift_cards, 'gift card')}, "
+        f"{_many(totals.gift_card_transactions, 'transaction')}",
+    )
     report.checked("I12", f"{_many(totals.redemptions, 'redemption')} and their parents")
     report.checked("I9", f"{totals.read_count:,} read, {totals.replayed_count:,} of them replayed")
     for sale in strict:
@@ -537,7 +546,7 @@ async def _rows(pool: db.Database, voucher: NamedVoucher) -> list[verify_history
 
 
 def _name(prefix: str, subject: UUID) -> str:
-    if prefix in ("vch", "cmp", "fls", "rdm"):
+    if prefix in ("vch", "cmp", "fls", "rdm", "gft", "gfe", "prj"):
         return ids.format_id(prefix, subject)  # type: ignore[arg-type]
     return f"{prefix} {subject}"
 

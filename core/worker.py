@@ -21,6 +21,7 @@ from core import batches, holds, verifications
 from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
+from core.gift_cards import ledger
 from core.settings import Settings
 
 # The start itself is judged by the store's clock inside the armed sale; this only has to come
@@ -65,6 +66,7 @@ async def run(settings: Settings) -> None:
         while True:
             await look(desk)
             await holds.sweep(database)
+            await ledger.sweep(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
             looks += 1
@@ -115,5 +117,6 @@ async def tidy(database: db.Database) -> None:
         async with database.connection() as conn:
             await db.run(conn, "reconciler.forget_idempotency_keys", keep=KEEP_IDEMPOTENCY)
             await db.run(conn, "reconciler.forget_workers")
+            await db.run(conn, "lookups.forget")
     except (Unavailable, OutcomeUnknown) as error:
         _log.warning("tidy_failed", error=str(error))

@@ -41,6 +41,7 @@ ROUTES = [
           None, "order_value"),
     Route("POST", "/v1/campaigns", b'{"name":"C","rules":{"discount_value":5}}', "name"),
     Route("PATCH", "/v1/campaigns/{campaign}", b'{"name":"C"}', "name"),
+    Route("POST", "/v1/gift-cards", b'{"amount":5}', "customer_id", None, "amount", "expires_at"),
     Route("POST", "/v1/api-keys", b'{"type":"SECRET"}', "name"),
     Route("POST", "/v1/flash-sales",
           b'{"name":"F","code":"BADSALE","discount_value":5,"stock":10}',

@@ -148,3 +148,86 @@ def test_a_malformed_order_of_codes_is_told_which_member(
 ) -> None:
     refused = client.post("/v1/redemptions", json={"order_value": 10, **members})
     assert (refused.status_code, refused.json()["field"]) == (status, field)
+
+
+def gift_card(client: httpx.Client, amount: float, **members: Any) -> dict[str, Any]:
+    answer = client.post("/v1/gift-cards", json={"amount": amount, **members})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
+
+
+def balance(client: httpx.Client, card: dict[str, Any]) -> Any:
+    return client.get(f"/v1/gift-cards/{card['id']}").json()["balance"]
+
+
+def roll_back(client: httpx.Client, redemption: dict[str, Any]) -> None:
+    path = f"/v1/redemptions/{redemption['redemption_id']}/rollback"
+    answer = client.post(path, json={"reason": "cancelled"})
+    assert answer.status_code == 200, answer.text
+
+
+def test_gift_cards_pay_what_codes_leave_and_a_rollback_refunds_them(client: httpx.Client) -> None:
+    codes = [make(client, code="G-TENTH"), make(client, code="G-FIVE", discount_type="AMOUNT",
+                                                discount_value=5)]  # fmt: skip
+    small, large = gift_card(client, 20), gift_card(client, 100)
+    paying = [{"code": small["code"]}, {"id": large["id"]}]
+    asked = {"json": {"codes": codes, "order": ORDER, "order_id": "77", "gift_cards": paying},
+             "headers": {"Idempotency-Key": "paid-1"}}  # fmt: skip
+    told = client.post("/v1/redemptions", **asked)
+    assert told.status_code == 200, told.text
+    done = told.json()
+    # 65.00 with shipping, less 6.00 and 5.00.
+    assert done["discount_applied"] == 11.00 and done["left_to_pay"] == 0.00
+    assert [(one["amount"], one["balance"], one["order_id"]) for one in done["gift_cards"]] == [
+        (20.00, 0.00, "77"), (34.00, 66.00, "77"),
+    ]  # fmt: skip
+    again = client.post("/v1/redemptions", **asked)
+    assert again.json() == done and balance(client, large) == 66.00
+    roll_back(client, done["redemptions"][0])
+    # One of the codes still stands, so the order does.
+    assert (balance(client, small), balance(client, large)) == (0.00, 66.00)
+    roll_back(client, done["redemptions"][1])
+    assert (balance(client, small), balance(client, large)) == (20.00, 100.00)
+    seen = client.get(f"/v1/gift-cards/{large['id']}/transactions").json()["data"]
+    assert [one["type"] for one in seen] == ["refund", "spend", "issue"]
+    assert seen[0]["refund_of"] == seen[1]["transaction_id"]
+    assert seen[0]["reason"] == "cancelled"
+
+
+def test_a_card_that_cannot_pay_takes_the_codes_back_with_it(
+    api: Api, client: httpx.Client
+) -> None:
+    code = make(client, code="G-ONCE", max_redemptions=1)
+    card, other = gift_card(client, 20), gift_card(client, 20, currency="USD")
+    before = api.row_counts()
+    for paying, status, reason in (
+        ([{"id": card["id"], "amount": 20.01}], 409, "insufficient_balance"),
+        ([{"id": card["id"], "amount": 5}, {"id": other["id"]}], 409, "currency_mismatch"),
+        ([{"id": card["id"], "amount": 45.01}], 400, "invalid"),
+        ([{"id": card["id"]}, {"code": card["code"]}], 400, "invalid"),
+        ([{"amount": 5}], 400, "invalid"),
+        ([{"id": "gft_nothing"}], 404, "not_found"),
+    ):
+        refused = together(client, [code], order_value=50, gift_cards=paying)
+        assert (refused.status_code, refused.json()["code"]) == (status, reason), refused.text
+        if status == 409:
+            assert refused.json()["place"] == len(paying)
+    assert api.row_counts() == before
+    assert balance(client, card) == 20.00
+    unknown = together(client, [code], order_value=50, gift_cards=[{"code": "NOT-A-CARD"}])
+    assert (unknown.status_code, unknown.json()["field"]) == (404, "gift_cards[0]")
+    paid = together(client, [code], order_value=50, gift_cards=[{"code": card["code"]}]).json()
+    assert (paid["gift_cards"][0]["amount"], paid["gift_cards"][0]["is_partial"]) == (20.00, True)
+    assert paid["left_to_pay"] == 25.00
+
+
+def test_a_rollback_refunds_only_what_was_not_refunded_by_hand(client: httpx.Client) -> None:
+    code = make(client, code="G-HAND")
+    card = gift_card(client, 100)
+    done = together(client, [code], order_value=50, gift_cards=[{"id": card["id"]}]).json()
+    [paid] = done["gift_cards"]
+    by_hand = {"amount": 15, "transaction_id": paid["transaction_id"]}
+    assert client.post(f"/v1/gift-cards/{card['id']}/refund", json=by_hand).status_code == 200
+    assert client.post(f"/v1/gift-cards/{card['id']}/disable").status_code == 200
+    roll_back(client, done["redemptions"][0])
+    assert balance(client, card) == 100.00

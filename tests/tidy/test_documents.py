@@ -123,6 +123,7 @@ def test_the_states_that_are_drawn_are_those_the_database_lets_in() -> None:
         ("flash_sales", "status"),
         ("leases", "state"),
         ("redemptions", "status"),
+        ("gift_cards", "status"),
     ):
         heading = f"`{table}.{column}`"
         section = STATES.partition(heading)[2].partition("\n## ")[0]

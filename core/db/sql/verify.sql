@@ -15,6 +15,9 @@ SELECT (SELECT count(*) FROM vf.vouchers k WHERE @project::uuid IS NULL OR k.pro
        (SELECT count(*) FROM vf.redemptions k WHERE (@project::uuid IS NULL OR k.project_id = @project)
                                                 AND k.status = 'redeemed') AS live,
        (SELECT count(*) FROM vf.customer_counts k WHERE @project::uuid IS NULL OR k.project_id = @project) AS customers,
+       (SELECT count(*) FROM vf.gift_cards k WHERE @project::uuid IS NULL OR k.project_id = @project) AS gift_cards,
+       (SELECT count(*) FROM vf.gift_card_transactions k
+         WHERE @project::uuid IS NULL OR k.project_id = @project) AS gift_card_transactions,
        (SELECT count(*) FROM vf.quarantine k WHERE @project::uuid IS NULL OR k.project_id = @project) AS quarantined,
        (SELECT coalesce(sum(k.burned), 0)::bigint FROM vf.leases k
          WHERE @project::uuid IS NULL OR k.project_id = @project) AS burned,
@@ -317,6 +320,79 @@ SELECT 'I1' AS invariant, k.what, k.project_id,
        CASE WHEN EXISTS (SELECT 1 FROM vf.campaigns c WHERE c.project_id = k.project_id AND c.id = k.subject)
             THEN 'cmp' ELSE 'vch' END AS prefix,
        k.subject, k.detail, k.expected, k.found, k.offenders
+  FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
+
+-- name: gift_cards :many
+-- Operator: I11, every gift card against its entries, and every transaction against the rules of double entry.
+WITH entry AS MATERIALIZED (
+    SELECT e.project_id, e.transaction_id, e.side, e.account, e.card_id, e.number, e.balance_minor,
+           CASE e.side WHEN 'credit' THEN e.amount_minor ELSE -e.amount_minor END AS signed
+      FROM vf.gift_card_entries e WHERE @project::uuid IS NULL OR e.project_id = @project
+), chained AS (
+    SELECT e.*, coalesce(lag(e.balance_minor) OVER w, 0) + e.signed AS follows,
+           row_number() OVER w AS place
+      FROM entry e WHERE e.account = 'liability'
+    WINDOW w AS (PARTITION BY e.project_id, e.card_id ORDER BY e.number)
+), held AS MATERIALIZED (
+    SELECT e.project_id, e.card_id, sum(e.signed)::bigint AS balance, count(*) AS entries
+      FROM entry e WHERE e.account = 'liability' GROUP BY 1, 2
+), booked AS MATERIALIZED (
+    SELECT t.project_id, t.id, t.card_id, t.kind, t.amount_minor, count(e.transaction_id) AS entries,
+           coalesce(sum(e.signed), 0)::bigint AS total,
+           t.kind || ' ' || coalesce(string_agg(e.side || ' ' || e.account, ', ' ORDER BY e.side), 'nothing') AS legs
+      FROM vf.gift_card_transactions t
+      LEFT JOIN entry e ON e.project_id = t.project_id AND e.transaction_id = t.id
+     WHERE @project::uuid IS NULL OR t.project_id = @project
+     GROUP BY 1, 2, 3, 4, 5
+), spent AS MATERIALIZED (
+    SELECT b.project_id, b.card_id, sum(CASE b.kind WHEN 'spend' THEN b.amount_minor ELSE -b.amount_minor END)::bigint AS n
+      FROM booked b WHERE b.kind IN ('spend', 'refund') GROUP BY 1, 2
+), offender (what, project_id, prefix, subject, detail, expected, found) AS (
+    SELECT 'a gift card''s balance is the sum of its entries', c.project_id, 'gft', c.id, NULL, coalesce(h.balance, 0),
+           c.balance_minor
+      FROM vf.gift_cards c LEFT JOIN held h ON h.project_id = c.project_id AND h.card_id = c.id
+     WHERE (@project::uuid IS NULL OR c.project_id = @project) AND c.balance_minor <> coalesce(h.balance, 0)
+    UNION ALL
+    SELECT 'a gift card''s entries are counted', c.project_id, 'gft', c.id, NULL, coalesce(h.entries, 0), c.entry_count
+      FROM vf.gift_cards c LEFT JOIN held h ON h.project_id = c.project_id AND h.card_id = c.id
+     WHERE (@project::uuid IS NULL OR c.project_id = @project) AND c.entry_count <> coalesce(h.entries, 0)
+    UNION ALL
+    SELECT 'a gift card''s spent is its spends less its refunds', c.project_id, 'gft', c.id, NULL, coalesce(s.n, 0),
+           c.spent_minor
+      FROM vf.gift_cards c LEFT JOIN spent s ON s.project_id = c.project_id AND s.card_id = c.id
+     WHERE (@project::uuid IS NULL OR c.project_id = @project) AND c.spent_minor <> coalesce(s.n, 0)
+    UNION ALL
+    SELECT 'a gift card never holds less than nothing', c.project_id, 'gft', c.id, NULL, 0, c.balance_minor
+      FROM vf.gift_cards c WHERE c.balance_minor < 0 AND (@project::uuid IS NULL OR c.project_id = @project)
+    UNION ALL
+    SELECT 'an entry''s balance follows from the one before', k.project_id, 'gft', k.card_id, 'entry ' || k.number,
+           k.follows, k.balance_minor FROM chained k WHERE k.follows <> k.balance_minor
+    UNION ALL
+    SELECT 'entries are numbered without a hole', k.project_id, 'gft', k.card_id, NULL, k.place, k.number
+      FROM chained k WHERE k.place <> k.number
+    UNION ALL
+    SELECT 'a transaction has a debit and a credit', b.project_id, 'gfe', b.id, b.legs, 2, b.entries
+      FROM booked b WHERE b.entries <> 2
+    UNION ALL
+    SELECT 'a transaction''s entries sum to zero', b.project_id, 'gfe', b.id, b.legs, 0, b.total
+      FROM booked b WHERE b.total <> 0
+    UNION ALL
+    SELECT 'a transaction''s accounts are those of its kind', b.project_id, 'gfe', b.id, b.legs, 1, 0
+      FROM booked b WHERE b.entries = 2 AND b.legs NOT IN (
+           'issue credit liability, debit sales', 'issue credit liability, debit promotion',
+           'top_up credit liability, debit sales', 'top_up credit liability, debit promotion',
+           'spend credit redemption, debit liability', 'refund credit liability, debit redemption',
+           'expire credit breakage, debit liability', 'transfer credit liability, debit liability',
+           'adjust credit liability, debit adjustment', 'adjust credit adjustment, debit liability')
+    UNION ALL
+    SELECT 'a reference has one transaction', t.project_id, 'prj', t.project_id, 'reference ' || t.reference, 1, count(*)
+      FROM vf.gift_card_transactions t WHERE @project::uuid IS NULL OR t.project_id = @project
+     GROUP BY t.project_id, t.reference HAVING count(*) > 1
+), numbered AS (
+    SELECT k.*, count(*) OVER (PARTITION BY k.what) AS offenders,
+           row_number() OVER (PARTITION BY k.what ORDER BY k.subject, k.detail) AS place FROM offender k
+)
+SELECT 'I11' AS invariant, k.what, k.project_id, k.prefix, k.subject, k.detail, k.expected, k.found, k.offenders
   FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
 
 -- name: strangers :many
