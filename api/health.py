@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, Final, Literal
 
 import msgspec
-import redis.asyncio
+import redis
 import structlog
 from litestar import Request, get
 from litestar.response import Response
@@ -12,6 +12,7 @@ from litestar.response import Response
 from api.lifespan import Services
 from core.db import migrate
 from core.errors import Fault
+from core.hot.nodes import connect, nodes_of
 
 # A balancer asks every second or two and gives up after one.
 CHECK_S_MAX: Final = 0.25
@@ -68,10 +69,11 @@ async def _redis(services: Services) -> Literal["ok", "away", "not_configured"]:
     url = services.settings.redis_url
     if not url:
         return "not_configured"
-    client = redis.asyncio.Redis.from_url(url.replace("+cluster", ""))
+    client = connect(url)
     try:
         async with asyncio.timeout(CHECK_S_MAX):
-            await client.ping()
+            for node in await nodes_of(client):
+                await node.ping()
             return "ok"
     except (TimeoutError, OSError, redis.RedisError):
         return "away"

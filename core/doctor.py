@@ -22,6 +22,7 @@ from core.data_dir import DataDirLock
 from core.db import audit, migrate
 from core.errors import Fault
 from core.hot import leases
+from core.hot.nodes import connect, nodes_of
 from core.local import POSTGRES_MAJOR
 from core.processes import ServerError, servers_account
 from core.settings import SECRET_FILE, Settings, SettingsError
@@ -202,24 +203,27 @@ async def _check_redis(seen: Examination, settings: Settings, ahead_ms: int | No
     if not settings.redis_url:
         seen.note("Valkey or Redis: none is running, and VAUCHFLOW_REDIS_URL is not set")
         return
-    if "+cluster" in settings.redis_url:
-        seen.note("Redis Cluster: its nodes are checked when a sale is armed")
-        return
-    client = Redis.from_url(
+    client = connect(
         settings.redis_url,
         socket_timeout=REDIS_TIMEOUT_S,
         socket_connect_timeout=REDIS_TIMEOUT_S,
     )
     try:
-        await client.ping()
-        pg_now_ms = None if ahead_ms is None else _monotonic_ms() + ahead_ms
-        facts = await leases.server_facts(client, pg_now_ms)
+        nodes = await nodes_of(client)
+        for number, node in enumerate(nodes, 1):
+            which = f", master {number} of {len(nodes)}" if len(nodes) > 1 else ""
+            await _check_node(seen, node, ahead_ms, which)
     except (RedisError, OSError) as error:
         seen.check(False, "Valkey or Redis", f"{error}; strict sales and redeems go on without it")
-        return
     finally:
         await client.aclose()
-    seen.check(True, f"Valkey or Redis {facts.version}")
+
+
+async def _check_node(seen: Examination, node: Redis, ahead_ms: int | None, which: str) -> None:
+    await node.ping()
+    pg_now_ms = None if ahead_ms is None else _monotonic_ms() + ahead_ms
+    facts = await leases.server_facts(node, pg_now_ms)
+    seen.check(True, f"Valkey or Redis {facts.version}{which}")
     faults = leases.arming_faults(facts)
     seen.check(not faults, "fast sales may be armed on it", " ".join(faults) + " Or use strict.")
     if facts.skew_ms is not None:

@@ -21,6 +21,7 @@ import core.db as db
 from core import ids
 from core.errors import Refusal, Unavailable
 from core.hot import crowds, leases
+from core.hot.nodes import node_of
 from core.live_leases import ALIVE_WITHIN
 from core.redemptions import RolledBack
 from core.settings import Settings
@@ -54,7 +55,9 @@ class Leases:
         """
         async with self.database.connection(reads_only=True) as conn:
             now = await db.value(conn, "flash_sales.clock", datetime)
-        facts = await leases.server_facts(self.redis, int(now.timestamp() * 1000))
+        lease_id = uuid4()
+        node = await node_of(self.redis, str(lease_id))
+        facts = await leases.server_facts(node, int(now.timestamp() * 1000))
         faults = leases.arming_faults(facts)
         if faults:
             return Refusal(
@@ -62,7 +65,6 @@ class Leases:
                 detail=" ".join(faults) + " A sale with durability strict needs nothing of this.",
                 because={"faults": faults},
             )
-        lease_id = uuid4()
         async with self.database.connection() as conn:
             armed = await db.one(
                 conn,

@@ -19,6 +19,7 @@ import core.db as db
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import ClaimBackend, leases
+from core.hot.nodes import node_of
 from core.redemptions import Terms
 from core.terms import TermsCache
 
@@ -254,17 +255,15 @@ class LeaseKeeper:
 
     async def _keep_honest(self) -> None:
         """Seal, tell and unseal wherever the Redis that answers is not the one PostgreSQL knows."""
-        status = self._backend.status()
-        if status.run_id is None or not status.connected:
-            return
+        slots = self._backend.status().slots
         for live in list(self._live.values()):
-            slot = status.slots.get(live.slot)
-            if slot is None:
+            slot = slots.get(live.slot)
+            if slot is None or slot.run_id is None:
                 continue
-            is_same = live.row.run_id == status.run_id and not slot.sealed
+            is_same = live.row.run_id == slot.run_id and not slot.sealed
             if is_same and live.row.state != "fenced":
                 continue
-            await self._judge(live, status.run_id, slot.sealed_reason)
+            await self._judge(live, slot.run_id, slot.sealed_reason)
 
     async def _judge(self, live: LiveLease, run_id: str, reason: str | None) -> None:
         if live.row.state in ("fenced", "settled"):
@@ -369,9 +368,10 @@ class LeaseKeeper:
     async def _state_of(self, lease_id: UUID, run_id: str) -> int | object | None:
         """Return what this very Redis process has issued, None when it lacks the lease."""
         try:
-            before = await self._redis.info("server")
-            state = await leases.read_state(self._redis, str(lease_id))
-            after = await self._redis.info("server")
+            redis = await node_of(self._redis, str(lease_id))
+            before = await redis.info("server")
+            state = await leases.read_state(redis, str(lease_id))
+            after = await redis.info("server")
         except Exception as error:
             _log.debug("redis_unread", error=str(error))
             return _UNSURE

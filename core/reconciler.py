@@ -12,15 +12,16 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-import redis.asyncio
-import redis.exceptions
 import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 import core.db as db
 from core import history, ids
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import leases, wins
+from core.hot.nodes import connect, node_of
 from core.live_leases import SILENT_AFTER, Judgement
 from core.settings import Settings
 
@@ -55,7 +56,7 @@ ROLLBACKS_MAX: Final = 1_000
 ROLLBACK_S: Final = 1.0
 
 _log = structlog.get_logger("vauchflow.reconciler")
-_FAULTS: Final = (Unavailable, OutcomeUnknown, redis.exceptions.RedisError, OSError)
+_FAULTS: Final = (Unavailable, OutcomeUnknown, RedisError, OSError)
 
 
 class LeaseAtWork(msgspec.Struct, frozen=True):
@@ -71,6 +72,7 @@ class LeaseAtWork(msgspec.Struct, frozen=True):
     open_to: int
     backlog_max: int
     run_id: str
+    judged: int
     armed_at: datetime
     last_id: str
     accounted: int
@@ -122,7 +124,7 @@ async def run(settings: Settings) -> None:
         application_name="vauchflow-reconciler",
         **({} if settings.prepared_statements else {"statement_cache_size": 0}),
     )
-    client = redis.asyncio.from_url(settings.redis_url)
+    client = connect(settings.redis_url)
     reconciler = Reconciler(database, client, settings)
     try:
         await reconciler.run()
@@ -135,9 +137,7 @@ async def run(settings: Settings) -> None:
 class Reconciler:
     """Looks for leases that are out and keeps one task for each."""
 
-    def __init__(
-        self, database: db.Database, redis_client: redis.asyncio.Redis, settings: Settings
-    ) -> None:
+    def __init__(self, database: db.Database, redis_client: Redis, settings: Settings) -> None:
         """Everything given is the caller's to close, after `stop`."""
         self.database = database
         self.redis = redis_client
@@ -205,15 +205,25 @@ class Reconciler:
         if not is_live or time.monotonic() - self._checked_at < DRIFT_S:
             return
         self._checked_at = time.monotonic()
+        held: dict[Redis, list[UUID]] = {}
+        for lease_id in list(self._at_work):
+            held.setdefault(await node_of(self.redis, str(lease_id)), []).append(lease_id)
+        for node, lease_ids in held.items():
+            try:
+                await self._check_node(node, lease_ids)
+            except _FAULTS as error:
+                _log.warning("check_failed", error=str(error))
+
+    async def _check_node(self, node: Redis, lease_ids: list[UUID]) -> None:
         async with self.database.connection(reads_only=True) as conn:
             now = await db.value(conn, "flash_sales.clock", datetime)
-        facts = await leases.server_facts(self.redis, int(now.timestamp() * 1000))
+        facts = await leases.server_facts(node, int(now.timestamp() * 1000))
         faults = leases.arming_faults(facts)
         if not faults:
             return
-        for row in self._at_work.values():
+        for lease_id in lease_ids:
             async with self.database.connection() as conn:
-                await db.run(conn, "reconciler.fence", lease_id=row.lease_id, reason=faults[0])
+                await db.run(conn, "reconciler.fence", lease_id=lease_id, reason=faults[0])
         _log.error("redis_drifted", faults=faults)
 
     async def stop(self) -> None:
@@ -413,6 +423,7 @@ class Follower:
                 project_id=row.project_id,
                 lease_id=self._lease_id,
                 run_id=run_id,
+                judged=row.judged,
                 from_id=self._last_id,
                 to_id=taken[-1].id,
                 **params,
@@ -430,6 +441,7 @@ class Follower:
                 project_id=row.project_id,
                 lease_id=self._lease_id,
                 run_id=run_id,
+                judged=row.judged,
                 from_id=self._last_id,
                 to_id=to_id,
                 **columns,

@@ -22,6 +22,7 @@ from core.endings import end
 from core.errors import Unavailable
 from core.history import Finding
 from core.hot import leases
+from core.hot.nodes import connect, node_of
 from core.reconciler import Reconciler
 from core.settings import Settings
 
@@ -63,7 +64,7 @@ async def run(settings: Settings, *, is_replaced: bool, say: Say = print) -> int
         application_name="vauchflow recover",
         **({} if settings.prepared_statements else {"statement_cache_size": 0}),
     )
-    client = redis.asyncio.from_url(settings.redis_url)
+    client = connect(settings.redis_url)
     reconciler = Reconciler(database, client, settings)
     try:
         lost = await _recover(database, client, reconciler, is_replaced, say)
@@ -123,7 +124,7 @@ async def _give_back(
     say(finding.sentence)
     if not (lease.tag and lease.sale and lease.project):
         return _Recovered("no_facts", 0)
-    info = await client.info("server")
+    info = await (await node_of(client, lease.lease_id)).info("server")
     done = await db.one(
         conn,
         "history.recover_lease",

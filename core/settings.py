@@ -203,7 +203,7 @@ _SCHEMES = {
     "database_url": ("postgresql", "postgres"),
     "app_database_url": ("postgresql", "postgres"),
     "worker_database_url": ("postgresql", "postgres"),
-    "redis_url": ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
+    "redis_url": ("redis", "rediss", "unix", "redis+cluster"),
     "public_url": ("http", "https"),
 }
 

@@ -19,12 +19,12 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from core import analytics, db, ids, verify_history, verify_redis
 from core.db import audit
 from core.errors import Unavailable
+from core.hot.nodes import connect
 from core.rules import codes, money
 from core.settings import Settings
 
@@ -393,7 +393,7 @@ async def _check_redis(
     if not leases:
         report.checked("I10", "no lease is out")
         return
-    redis = Redis.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=2)
+    redis = connect(settings.redis_url, socket_timeout=5, socket_connect_timeout=2)
     sampled = 0
     try:
         for lease in leases:

@@ -12,7 +12,6 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-import redis.asyncio
 import redis.exceptions
 import structlog
 
@@ -22,6 +21,7 @@ from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
 from core.gift_cards import ledger
+from core.hot.nodes import connect
 from core.settings import Settings
 
 # The start itself is judged by the store's clock inside the armed sale; this only has to come
@@ -57,7 +57,7 @@ async def run(settings: Settings) -> None:
         application_name="vauchflow-worker",
         **({} if settings.prepared_statements else {"statement_cache_size": 0}),
     )
-    client = redis.asyncio.from_url(settings.redis_url)
+    client = connect(settings.redis_url)
     desk = SaleDesk(database, client, settings)
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))

@@ -1549,12 +1549,12 @@ BEGIN
 END $$;
 
 -- Writes wins of one lease, in seq order, with the stream offset they reach: all or nothing. A second reconciler
--- finds the offset moved and gets 'stale', and so does one that read from another Redis process than the lease's: after
--- a split, its stream and the one that goes on tell different wins for one number. What cannot be the ledger's (above
+-- finds the offset moved and gets 'stale', and so does one that read from another Redis process than the lease's, or
+-- before its last judgement: after a split, its stream and the one that goes on tell different wins for one number. What cannot be the ledger's (above
 -- open_to, or another win's number or key, or a number in p_poison whose entry could not be read) goes to quarantine
 -- with its reason, and the offset moves on. A lease that is settled takes nothing more.
 CREATE FUNCTION vf.settle_wins(
-    p_project uuid, p_lease uuid, p_run_id text, p_from text, p_to text,
+    p_project uuid, p_lease uuid, p_run_id text, p_judged bigint, p_from text, p_to text,
     p_seqs bigint[], p_ids uuid[], p_keys text[], p_fingerprints bytea[], p_customers text[],
     p_order_values bigint[], p_discounts bigint[], p_order_ids text[], p_metadata text[], p_remaining bigint[],
     p_at_ms bigint[], p_poison bigint[], p_poison_raw text[])
@@ -1577,7 +1577,8 @@ BEGIN
     IF l.state = 'settled' THEN
         RETURN QUERY SELECT 'closed', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
         RETURN;
-    ELSIF p_run_id = ANY (l.past_run_ids) OR l.state <> 'fenced' AND p_run_id <> l.run_id THEN
+    ELSIF p_run_id = ANY (l.past_run_ids)
+       OR l.state <> 'fenced' AND (p_run_id <> l.run_id OR p_judged <> l.judged) THEN
         RETURN QUERY SELECT 'stale', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
         RETURN;
     END IF;
@@ -1827,7 +1828,7 @@ BEGIN
         UPDATE vf.leases k
            SET run_id = p_run_id_new, judged = k.judged + 1,
                past_run_ids = CASE WHEN p_run_id_new = k.run_id THEN k.past_run_ids
-                                   ELSE k.past_run_ids || k.run_id END
+                                   ELSE array_remove(k.past_run_ids || k.run_id, p_run_id_new) END
          WHERE k.project_id = p_project AND k.id = p_lease;
         UPDATE vf.lease_workers w SET sealed_run_id = NULL, mark = NULL WHERE w.lease_id = p_lease;
         RETURN QUERY SELECT 'intact', p_run_id_new;

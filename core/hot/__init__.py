@@ -61,12 +61,16 @@ SealedReason = Literal["run_id", "fenced", "seq_not_above_mark", "asked", "dead"
 
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
-    """One open slot. `mark` is the highest seq handed out through it (0 for a crowd)."""
+    """One open slot. `mark` is the highest seq handed out through it (0 for a crowd).
+
+    `run_id` is the process its claims go to, None while there is no connection.
+    """
 
     target: str  # the lease's or the voucher's id
     sealed: bool
     sealed_reason: str | None
     mark: int
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Status:
     """Counters since the start, and where things stand. A dead batcher stays dead: make another."""
 
     connected: bool
-    run_id: str | None
+    run_id: str | None  # None without a connection, and in a cluster: there each slot has its own
     dead: bool
     queued: int
     in_flight: int

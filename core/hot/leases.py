@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from itertools import product
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -17,6 +18,7 @@ from redis.exceptions import ResponseError
 from vauchflow_hotpath import LEASE_LUA
 
 from core.hot import keys
+from core.hot.nodes import nodes_of
 
 LOAD_MAX = 500  # pairs of one loading call: 1,000 values, far below where Lua's stack ends (8,000)
 CLOCK_SKEW_MS_MAX = 250  # windows are judged by Redis's clock; a quarter second is seen by nobody
@@ -399,9 +401,9 @@ async def held(redis: Redis) -> AsyncIterator[Held]:
     Cost: one pass over all key names, and a call a lease.
     """
     seen: set[str] = set()
-    for pattern in keys.PATTERNS_OF_LEASES:
-        async for key in redis.scan_iter(match=pattern, count=SCAN_COUNT):
-            found: Any = await redis.hgetall(key)
+    for node, pattern in product(await nodes_of(redis), keys.PATTERNS_OF_LEASES):
+        async for key in node.scan_iter(match=pattern, count=SCAN_COUNT):
+            found: Any = await node.hgetall(key)
             row = {name.decode(): value.decode() for name, value in found.items()}
             lease_id = row.get("lease", "")
             if row.get("ready") != "1" or lease_id in seen:
@@ -420,14 +422,15 @@ async def held(redis: Redis) -> AsyncIterator[Held]:
                 project=row.get("project", ""),
                 is_settled=key.decode() == keys.of_settled(lease_id),
                 is_given_up="given_up" in row,
-                is_fading=await redis.ttl(key) >= 0,
+                is_fading=await node.ttl(key) >= 0,
             )
 
 
 async def server_facts(redis: Redis, pg_now_ms: int | None = None) -> ServerFacts:
-    """Ask the server what arming needs to know. Give PostgreSQL's time as read just before.
+    """Ask one server (`node_of`) what arming needs to know.
 
-    What the server took to answer is not taken for a clock that is ahead.
+    Give PostgreSQL's time as read just before. What the server took to answer is not taken for a
+    clock that is ahead.
     """
     began_s = time.monotonic()
     seconds, micros = await redis.time()

@@ -495,7 +495,11 @@ class RedisPyBackend:
             marks_lost=self._marks.were_lost,
             slots={
                 index: SlotStatus(
-                    slot.target, slot.sealed is not None, slot.sealed, self._mark(slot)
+                    slot.target,
+                    slot.sealed is not None,
+                    slot.sealed,
+                    self._mark(slot),
+                    self._link.run_id if self._link is not None else None,
                 )
                 for index, slot in self._slots.items()
             },

@@ -11,6 +11,7 @@ from vauchflow_hotpath import (
     CommitBatch,
     CommitQueue,
     Door,
+    Marks,
     PlainTerms,
     parse_redis_url,
 )
@@ -24,6 +25,7 @@ class RustBackend:
     """Make it on a running loop, one a worker process; see `ClaimBackend` for what it promises.
 
     `marks_path` is this worker's own file, and locked while it lives; a successor takes it over.
+    `marks`: the file as another backend of this worker has it.
     Raises: OSError when another process holds the file, ValueError for an address it can't speak.
     """
 
@@ -35,6 +37,7 @@ class RustBackend:
         queue_max: int = QUEUE_MAX,
         flight_timeout_ms: int = FLIGHT_TIMEOUT_MS,
         marks_path: str | PathLike[str] | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         where = parse_redis_url(url)
@@ -47,7 +50,7 @@ class RustBackend:
             batch_max=batch_max,
             queue_max=queue_max,
             flight_timeout_ms=flight_timeout_ms,
-            marks_path=marks_path,
+            marks=marks or Marks(marks_path),
         )
         # Bound once: the hot path goes from a handler straight into the compiled method.
         self.claim = self._batcher.claim
@@ -82,7 +85,7 @@ class RustBackend:
             last_error=told["last_error"],
             marks_lost=told["marks_lost"],
             slots={
-                index: SlotStatus(target, reason is not None, reason, mark)
+                index: SlotStatus(target, reason is not None, reason, mark, told["run_id"])
                 for index, (target, reason, mark) in told["slots"].items()
             },
         )

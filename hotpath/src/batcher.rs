@@ -83,7 +83,8 @@ struct State {
     items: u64,
     wakeups: u64,
     done: Vec<(u64, Answer)>,
-    marks: Marks,
+    /// Shared where one worker has a batcher for each of several servers.
+    marks: Arc<Marks>,
     /// The connected server's, while connected.
     run_id: Option<String>,
     away_since: Instant,
@@ -103,7 +104,7 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(limits: Limits, marks: Marks) -> std::io::Result<Self> {
+    pub fn new(limits: Limits, marks: impl Into<Arc<Marks>>) -> std::io::Result<Self> {
         let state = State {
             slots: BTreeMap::new(),
             next_slot: 0,
@@ -114,7 +115,7 @@ impl Core {
             items: 0,
             wakeups: 0,
             done: Vec::new(),
-            marks,
+            marks: marks.into(),
             run_id: None,
             away_since: Instant::now(),
             last_error: None,

@@ -97,7 +97,7 @@ class Books:
         for entry in await leases.read_wins(self.valkey, str(lease), from_id):
             wins = [win for win in entry.wins if win.seq != drop_seq]
             settled = await self.owner.fetchrow(
-                "select * from vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+                "select * from vf.settle_wins($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
                 " $13, $14, $15, $16, '{}', '{}')",
                 *(PROJECT, lease, RUN_ID, from_id, entry.id, [win.seq for win in wins]),
                 [uuid.UUID(json.loads(win.payload)["id"]) for win in wins],

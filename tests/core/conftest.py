@@ -20,6 +20,7 @@ from core.api_keys import Caller
 from core.endings import end
 from core.errors import Fault, Refusal
 from core.flash_sales import NewFlashSale
+from core.hot.nodes import connect
 from core.reconciler import Reconciler
 from core.redemptions import NewRedemption, Redemption
 from core.settings import Settings
@@ -52,7 +53,7 @@ class House:
         self.worker_db = await db.Database.open(
             self.settings.database_dsn("worker"), size_min=0, size_max=4
         )
-        self.worker_redis = redis.asyncio.from_url(self.settings.redis_url)
+        self.worker_redis = connect(self.settings.redis_url)
         self.clock = flash_sales.SaleDesk(self.worker_db, self.worker_redis, self.settings)
         self.reconciler = Reconciler(self.worker_db, self.worker_redis, self.settings)
         self._reconciling = asyncio.create_task(self.reconciler.run())

@@ -51,7 +51,7 @@ def test_without_an_environment_the_command_says_how_to_make_one(data_dir: Path)
             "VAUCHFLOW_REDIS_URL",
             "localhost:6379",
             "VAUCHFLOW_REDIS_URL must start with redis:// or rediss:// or unix:// or "
-            "redis+cluster:// or rediss+cluster://",
+            "redis+cluster://",
         ),
     ],
 )

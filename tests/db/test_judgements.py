@@ -139,6 +139,25 @@ async def test_the_stream_of_a_process_that_another_one_continues_is_never_writt
     assert await court.quarantine() == []
 
 
+async def test_a_process_that_a_lease_came_back_to_is_written_from_by_who_read_it_since(
+    court: Court,
+) -> None:
+    await court.join("w1")
+    assert (await court.settle(1))["outcome"] == "applied"
+    for judged, (old, new) in enumerate((("run", "run2"), ("run2", "run"))):
+        await court.seal("w1", new, judged, 1)
+        assert await court.judge(old, new, 1) == "intact"
+
+    assert await court.lease_row("run_id, judged, past_run_ids") == ("run", 2, ["run2"])
+    for judged in (0, 1):
+        read_before = await court.settle(2, key="before", judged=judged)
+        assert read_before["outcome"] == "stale"
+    assert (await court.settle(2, key="other", run_id="run2"))["outcome"] == "stale"
+    assert (await court.settle(2))["outcome"] == "applied"
+    keys = await court.raw.fetch("SELECT idempotency_key FROM vf.redemptions ORDER BY seq")
+    assert [row[0] for row in keys] == ["key-1", "key-2"]
+
+
 async def test_another_process_is_not_written_from_before_it_is_judged(court: Court) -> None:
     assert (await court.settle(1, run_id="run2"))["outcome"] == "stale"
     assert await court.seqs() == []

@@ -48,9 +48,19 @@ class Ledger:
         assert (armed["outcome"], armed["size"]) == ("armed", SIZE)
 
     async def settle(
-        self, *seqs: int, key: str = "key", after: str | None = None, run_id: str = "run"
+        self,
+        *seqs: int,
+        key: str = "key",
+        after: str | None = None,
+        run_id: str = "run",
+        judged: int | None = None,
     ) -> Any:
-        """Write wins of the next stream entry; `after` is where the writer believes to be."""
+        """Write wins of the next stream entry; `after` is where the writer believes to be.
+
+        `judged`: the last judgement that the writer knew of when it read; else all.
+        """
+        if judged is None:
+            judged = await self.raw.fetchval("SELECT judged FROM vf.leases")
         query = queries.find("reconciler.settle_wins")
         self.entries += 1
         count = len(seqs)
@@ -58,6 +68,7 @@ class Ledger:
             "project_id": self.project,
             "lease_id": self.lease,
             "run_id": run_id,
+            "judged": judged,
             "from_id": self.last_id if after is None else after,
             "to_id": f"{self.entries}-0",
             "seqs": list(seqs),

@@ -115,8 +115,8 @@ class Ledger:
         came_from = f"{self.entry}-0"
         self.entry += 1
         return await self.raw.fetchrow(
-            "SELECT * FROM vf.settle_wins($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, "
-            "$14, $15, $16, $17, $18)",
+            "SELECT * FROM vf.settle_wins($1, $2, $3, 0, $4, $5, $6, $7, $8, $9, $10, $11, $12, "
+            "$13, $14, $15, $16, $17, $18)",
             self.project,
             self.lease,
             "run",

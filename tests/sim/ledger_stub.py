@@ -272,6 +272,7 @@ class SimLedger:
                 "open_to": one.open_to,
                 "backlog_max": one.backlog_max,
                 "run_id": one.run_id,
+                "judged": one.judged,
                 "armed_at": EPOCH,
                 "last_id": one.last_id,
                 "accounted": one.accounted,
@@ -314,13 +315,13 @@ class SimLedger:
         }
 
     def reconciler_settle_wins(
-        self, lease_id: Any, run_id: str, from_id: str, to_id: str, **arrays: Any
+        self, lease_id: Any, run_id: str, judged: int, from_id: str, to_id: str, **arrays: Any
     ) -> dict[str, Any]:
         grant = self.grants[lease_id]
         nothing = dict.fromkeys(("inserted", "replayed", "same_key", "quarantined", "accounted"), 0)
         if grant.state == "settled":
             return {"outcome": "closed", **nothing}
-        is_other = grant.state != "fenced" and run_id != grant.run_id
+        is_other = grant.state != "fenced" and (run_id, judged) != (grant.run_id, grant.judged)
         if run_id in grant.past_run_ids or is_other or grant.last_id != from_id:
             return {"outcome": "stale", **nothing}
         told = dict(nothing)

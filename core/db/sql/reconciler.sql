@@ -3,7 +3,7 @@
 -- name: leases :many
 -- Operator: every lease that is out, with how far it is in the ledger and what its sale wants.
 SELECT l.project_id, l.id AS lease_id, l.tag, l.voucher_id, l.sale_id, l.state, l.size, l.open_to, l.backlog_max,
-       l.run_id, l.armed_at, p.last_id, p.accounted, s.starts_at, s.ends_at,
+       l.run_id, l.judged, l.armed_at, p.last_id, p.accounted, s.starts_at, s.ends_at,
        s.status = 'paused' OR v.status <> 'active' OR coalesce(c.status <> 'active', false) AS is_paused,
        clock_timestamp() AS now
   FROM vf.leases l
@@ -16,15 +16,15 @@ SELECT l.project_id, l.id AS lease_id, l.tag, l.voucher_id, l.sale_id, l.state, 
 -- name: settle_wins :one
 -- Writes a run of wins and the stream offset they reach, in one commit.
 SELECT outcome, inserted, replayed, same_key, quarantined, accounted
-  FROM vf.settle_wins(@project_id, @lease_id, @run_id, @from_id, @to_id, @seqs, @ids, @keys, @fingerprints, @customers,
-       @order_values, @discounts, @order_ids, @metadata, @remaining, @at_ms, @poison,
+  FROM vf.settle_wins(@project_id, @lease_id, @run_id, @judged, @from_id, @to_id, @seqs, @ids, @keys, @fingerprints,
+       @customers, @order_values, @discounts, @order_ids, @metadata, @remaining, @at_ms, @poison,
        @poison_raw);
 
 -- name: settle_plain :one
 -- The same for wins that were all readable: each column is an array literal.
 SELECT outcome, inserted, replayed, same_key, quarantined, accounted
-  FROM vf.settle_wins(@project_id, @lease_id, @run_id, @from_id, @to_id, @seqs::text::bigint[], @ids::text::uuid[],
-       @keys::text::text[], @fingerprints::text::bytea[], @customers::text::text[], @order_values::text::bigint[],
+  FROM vf.settle_wins(@project_id, @lease_id, @run_id, @judged, @from_id, @to_id, @seqs::text::bigint[],
+       @ids::text::uuid[], @keys::text::text[], @fingerprints::text::bytea[], @customers::text::text[], @order_values::text::bigint[],
        @discounts::text::bigint[], @order_ids::text::text[], @metadata::text::text[], @remaining::text::bigint[],
        @at_ms::text::bigint[], '{}', '{}');
 

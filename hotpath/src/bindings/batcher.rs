@@ -1,7 +1,6 @@
 //! The batcher's Python face: claims in, futures out, and plain claims answered by themselves.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
 
 use super::door::{Pending, Problem};
-use super::{PlainTerms, lease_uuid, no_slot};
+use super::{Marks, PlainTerms, lease_uuid, no_slot};
 use crate::batcher::{Core, Item, Limits};
 use crate::connection::{Address, Server};
 use crate::flight;
@@ -167,7 +166,7 @@ impl Drop for Batcher {
 impl Batcher {
     #[new]
     #[pyo3(signature = (r#loop, address, *, username=None, password=None, db=0, batch_max=256,
-                        queue_max=4096, flight_timeout_ms=2000, marks_path=None))]
+                        queue_max=4096, flight_timeout_ms=2000, marks=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         r#loop: &Bound<'_, PyAny>,
@@ -178,7 +177,7 @@ impl Batcher {
         batch_max: usize,
         queue_max: usize,
         flight_timeout_ms: u64,
-        marks_path: Option<PathBuf>,
+        marks: Option<&Marks>,
     ) -> PyResult<Self> {
         let Some(address) = Address::parse(address) else {
             return Err(PyValueError::new_err("an address is unix:/path or host:port"));
@@ -191,7 +190,10 @@ impl Batcher {
             queue_max,
             flight_timeout: Duration::from_millis(flight_timeout_ms),
         };
-        let marks = marks::Marks::open(marks_path.as_deref())?;
+        let marks = match marks {
+            Some(marks) => marks.0.clone(),
+            None => Arc::new(marks::Marks::open(None)?),
+        };
         let core = Arc::new(Core::new(limits, marks)?);
         let server = Server { address, username, password, db };
         let shared = core.clone();

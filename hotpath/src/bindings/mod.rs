@@ -61,16 +61,16 @@ impl PlainTerms {
     }
 }
 
-/// The marks file by itself, for the backend written in Python.
+/// A worker's marks file, shared by all its batchers.
 #[pyclass(frozen, module = "vauchflow_hotpath._native")]
-struct Marks(marks::Marks);
+struct Marks(Arc<marks::Marks>);
 
 #[pymethods]
 impl Marks {
     #[new]
     #[pyo3(signature = (path=None))]
     fn new(path: Option<PathBuf>) -> PyResult<Self> {
-        Ok(Self(marks::Marks::open(path.as_deref())?))
+        Ok(Self(Arc::new(marks::Marks::open(path.as_deref())?)))
     }
 
     #[getter]
