@@ -27,6 +27,8 @@ the nouns
   imports         /v1/vouchers/import
   campaigns       /v1/campaigns
   customers       /v1/customers
+  segments        /v1/segments
+  qualifications  /v1/qualifications and /v1/validations
   redemptions     /v1/redemptions
   holds           /v1/holds
   flash_sales     /v1/flash-sales

@@ -28,7 +28,9 @@ from api import (
     imports,
     liability,
     metrics,
+    qualifications,
     redemptions,
+    segments,
     vouchers,
 )
 from api.doors import Doors
@@ -44,6 +46,8 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     *imports.ROUTES,
     *campaigns.ROUTES,
     *customers.ROUTES,
+    *segments.ROUTES,
+    *qualifications.ROUTES,
     *redemptions.ROUTES,
     *holds.ROUTES,
     *flash_sales.ROUTES,

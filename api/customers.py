@@ -13,6 +13,7 @@ from api.docs import shape
 from api.lifespan import Services
 from core import customers
 from core.customers import Customer, CustomerPatch, Erased, Export, NewCustomer
+from core.vouchers import Voucher
 
 Req = Request[Any, Any, Any]
 # What spreadsheets run; behind an apostrophe it is text.
@@ -125,6 +126,42 @@ def _cell(value: Any) -> str:
     return f"'{written}" if written.startswith(_FORMULA) else written
 
 
+@get(
+    "/v1/customers/{customer:str}/wallet",
+    operation_id="customers.wallet.list",
+    opt=shape(answer=pagination.Listed[Voucher]),
+)
+async def wallet(request: Req, customer: str) -> Response[bytes]:
+    """List the vouchers that are a customer's, newest first."""
+    caller = await auth.secret_caller(request)
+    asked = pagination.asked(request, "vch")
+    services: Services = request.app.state.services
+    async with services.database.transaction(caller.project_id, reads_only=True) as conn:
+        rows = await customers.wallet(
+            conn, caller, customer, after=asked.after, limit=asked.limit + 1
+        )
+    return answers.ok(pagination.listed(rows, asked))
+
+
+class Belongs(msgspec.Struct, frozen=True):
+    """The segments a customer belongs to at this moment."""
+
+    segments: list[str]
+
+
+@get(
+    "/v1/customers/{customer:str}/segments",
+    operation_id="customers.segments",
+    opt=shape(answer=Belongs),
+)
+async def segments(request: Req, customer: str) -> Response[bytes]:
+    """Return the segments a customer belongs to at this moment."""
+    caller = await auth.secret_caller(request)
+    services: Services = request.app.state.services
+    async with services.database.transaction(caller.project_id, reads_only=True) as conn:
+        return answers.ok(Belongs(await customers.segments_of(conn, caller, customer)))
+
+
 @post(
     "/v1/customers/{customer:str}/erase",
     operation_id="customers.erase",
@@ -141,4 +178,4 @@ async def erase(request: Req, customer: str) -> Response[bytes]:
     return work.response()
 
 
-ROUTES: Final = [register, page, show, edit, export, erase]
+ROUTES: Final = [register, page, show, edit, export, wallet, segments, erase]

@@ -19,6 +19,7 @@ commands and processes
 operations
   redeemer        the one way in for a redeem or a claim, whoever decides it
   plain_redeems   … and what the compiled doors take and answer by themselves
+  qualifications  what a customer can get for a cart
   holds           a use kept for a checkout, for some minutes
   checkouts       redeeming what goes beyond plain terms, one code or several
   validations     would a redemption work? taking nothing
@@ -38,6 +39,7 @@ operations
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, pause
+  segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, from the ledger
   lookups         throttling of guesses at secret codes
   tenants         accounts, projects, users

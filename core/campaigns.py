@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db, ids
+from core import db, ids, segments
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, Refusal
 from core.rules import limits, money, promotions
@@ -122,6 +122,12 @@ async def create(conn: db.Connection, caller: Caller, new: NewCampaign) -> Campa
         caller.currency,
         await time_zone(conn, caller),
         prefix="rules.",
+    )
+    await segments.check_named(
+        conn,
+        caller,
+        None if promotion is None else promotion.conditions,
+        field="rules.conditions",
     )
     limits.check_window(rules.starts_at, rules.expires_at, prefix="rules.")
     limits.check_metadata(new.metadata or {})

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db, ids, quotes, redemptions
+from core import customers, db, ids, quotes, redemptions
 from core.api_keys import Caller
 from core.errors import IdempotencyMismatch, Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.gift_cards import ledger
@@ -111,7 +111,7 @@ async def redeem(
         return request
     digest = quotes.fingerprint(terms.code_norm, new, request)
     async with database.transaction(caller.project_id, reads_only=True) as conn:
-        known = await quotes.facts(conn, terms, request)
+        known = await quotes.facts(conn, caller, terms, request)
         quoted = quotes.quote(terms, request, known, None, caller)
         if isinstance(quoted, Refusal):
             # What was redeemed stays redeemed, whatever the rules would say by now.
@@ -136,9 +136,10 @@ async def hold(
     request = quotes.read(new, caller)
     if isinstance(request, Refusal):
         return request
+    await customers.meet(conn, caller, new.customer_id, new.customer)
     for _ in range(PRICINGS_MAX):
         [terms] = await _terms(conn, caller, [code], ["code"])
-        known = await quotes.facts(conn, terms, request)
+        known = await quotes.facts(conn, caller, terms, request)
         quoted = quotes.quote(terms, request, known, None, caller)
         if isinstance(quoted, Refusal):
             return quoted
@@ -205,11 +206,12 @@ async def redeem_together(
     request = quotes.read(new, caller)
     if isinstance(request, Refusal):
         return request
+    await customers.meet(conn, caller, new.customer_id, new.customer)
     for _ in range(PRICINGS_MAX):
         terms = await _terms(
             conn, caller, new.codes, [f"codes[{place}]" for place in range(len(new.codes))]
         )
-        known = [await quotes.facts(conn, one, request) for one in terms]
+        known = [await quotes.facts(conn, caller, one, request) for one in terms]
         pricing = _priced(terms, known, request, new, caller)
         if isinstance(pricing, Refusal):
             return pricing

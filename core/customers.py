@@ -5,23 +5,22 @@ registered to redeem.
 """
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
-from core import db, ids, redemptions
+from core import db, ids, redemptions, segments, vouchers
 from core.api_keys import Caller
-from core.errors import NotFound, Refusal
-from core.redemptions import REFERENCE_LENGTH_MAX, Redemption
+from core.errors import Invalid, NotFound, Refusal
+from core.redemptions import Redemption
 from core.rules import limits
 from core.rules.limits import Metadata
+from core.shapes import CustomerId, Person, Text
+from core.vouchers import Voucher
 
 # A person's redemptions in one export; the largest shops' best customers have some thousands.
 EXPORT_MAX: Final = 100_000
-
-CustomerId = Annotated[str, msgspec.Meta(min_length=1, max_length=REFERENCE_LENGTH_MAX)]
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=320)]
 
 
 class NewCustomer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +89,46 @@ async def register(conn: db.Connection, caller: Caller, new: NewCustomer) -> Cus
         customer_name=new.name, email=new.email, attributes=new.attributes,
     )  # fmt: skip
     return await get(conn, caller, new.customer_id)
+
+
+async def meet(
+    conn: db.Connection, caller: Caller, customer_id: str | None, person: Person | None
+) -> None:
+    """Write down what a call says of its customer, if it does. Raises: Invalid."""
+    if person is None:
+        return
+    if customer_id is None:
+        raise Invalid("customer_id is required with customer", field="customer_id")
+    limits.check_metadata(person.attributes or {}, field="customer.attributes")
+    await db.run(
+        conn, "customers.register",
+        project_id=caller.project_id, id=ids.new(), customer_id=customer_id,
+        customer_name=person.name, email=person.email, attributes=person.attributes,
+    )  # fmt: skip
+
+
+async def wallet(
+    conn: db.Connection, caller: Caller, name: str, *, after: UUID | None, limit: int
+) -> list[Voucher]:
+    """Return up to `limit` vouchers that are this customer's, newest first."""
+    customer_id = await _id_of(conn, caller, name)
+    rows = await db.many(
+        conn, "vouchers.wallet", vouchers.Stored,
+        project_id=caller.project_id, holder=customer_id, after=after, limit=limit,
+    )  # fmt: skip
+    return [vouchers.show(row, caller) for row in rows]
+
+
+async def segments_of(conn: db.Connection, caller: Caller, name: str) -> list[str]:
+    """Return the ids of the segments a customer belongs to now; anybody may be asked for."""
+    return await segments.of_customer(conn, caller, await _id_of(conn, caller, name))
+
+
+async def _id_of(conn: db.Connection, caller: Caller, name: str) -> str:
+    """Return the shop's own id: the name itself, unless it is a registration's `cus_…`."""
+    if ids.parse_id("cus", name) is None:
+        return name
+    return (await find(conn, caller, name)).customer_id
 
 
 async def get(conn: db.Connection, caller: Caller, name: str) -> Customer:
@@ -168,6 +207,8 @@ async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refu
     await db.run(conn, "customers.rename_budgets", **params)
     await db.run(conn, "customers.rename_holds", **params)
     await db.run(conn, "gift_cards.forget_recipient", **params)
+    await db.run(conn, "customers.rename_holder", **params)
+    await db.run(conn, "customers.leave_segments", **person)
     await db.run(conn, "customers.rename_answers", **params)
     await db.run(conn, "customers.forget", **person)
     return Erased(pseudonym, renamed)

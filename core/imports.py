@@ -230,6 +230,7 @@ async def _row(
         "status": "active" if line.is_active else "disabled",
         **vouchers.columns_of(caller, new, campaign, time_zone),
     }
+    await vouchers.check_segments(conn, caller, row)
     return norm, row
 
 

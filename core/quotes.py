@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db
+from core import db, segments
 from core.api_keys import Caller
 from core.errors import Invalid, Refusal
 from core.redemptions import NewRedemption, Terms
@@ -20,6 +20,12 @@ from core.rules.budgets import Taking
 from core.rules.discounts import Deal, Rests, Taken
 from core.rules.orders import Discounted, Line, Order
 from core.rules.promotions import Detail, Owner, Promotion
+from core.rules.segments import FACT, asks_attributes
+
+_COUNTS: Final = {
+    "customer.redemptions", "customer.voucher_redemptions", "customer.campaign_redemptions",
+    "customer.is_new",
+}  # fmt: skip
 
 _encoder: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -90,12 +96,16 @@ def fingerprint(code_norm: str, new: NewRedemption, request: Request) -> bytes:
     parts: tuple[Any, ...] = (new.customer_id, value, new.order_id, new.metadata)
     if new.hold_id is not None:
         parts += (new.hold_id,)
+    if new.customer is not None:
+        parts += (new.customer,)
     if order is not None and order.is_itemised:
         parts += (order.items, order.shipping_minor, request.order_metadata)
     return hashlib.sha256(code_norm.encode() + b"\n" + _encoder.encode(parts)).digest()[:16]
 
 
-async def facts(conn: db.Connection, terms: Terms, request: Request) -> dict[str, Any]:
+async def facts(
+    conn: db.Connection, caller: Caller, terms: Terms, request: Request
+) -> dict[str, Any]:
     """Return what the rules of a voucher and its campaign ask for. Reads only what they ask for."""
     known = promotions.facts_of(request.order, request.metadata, request.order_metadata)
     known["customer.id"] = request.customer_id
@@ -107,19 +117,26 @@ async def facts(conn: db.Connection, terms: Terms, request: Request) -> dict[str
     wanted = {fact for rule in rules for fact in rule.facts() if fact.startswith("customer.")}
     if request.customer_id is None or wanted <= {"customer.id"}:
         return known
-    counted = await db.one(
-        conn, "quotes.customer", CustomerFacts,
-        project_id=terms.project_id, customer_id=request.customer_id,
-        voucher_id=terms.voucher_id, campaign_id=terms.campaign_id,
-    )  # fmt: skip
-    assert counted is not None, "an aggregate has a row"
-    return {
-        **known,
-        "customer.redemptions": counted.redemptions,
-        "customer.voucher_redemptions": counted.voucher_redemptions,
-        "customer.campaign_redemptions": counted.campaign_redemptions,
-        "customer.is_new": counted.redemptions == 0,
-    }
+    reached = await segments.rules_named(conn, terms.project_id, rules)
+    asked = wanted.union(*(rule.facts() for rule in reached.values() if rule is not None))
+    if asked & _COUNTS:
+        counted = await db.one(
+            conn, "quotes.customer", CustomerFacts,
+            project_id=terms.project_id, customer_id=request.customer_id,
+            voucher_id=terms.voucher_id, campaign_id=terms.campaign_id,
+        )  # fmt: skip
+        assert counted is not None, "an aggregate has a row"
+        known |= {
+            "customer.redemptions": counted.redemptions,
+            "customer.voucher_redemptions": counted.voucher_redemptions,
+            "customer.campaign_redemptions": counted.campaign_redemptions,
+            "customer.is_new": counted.redemptions == 0,
+        }
+    if asks_attributes(asked):
+        known |= await segments.attributes(conn, terms.project_id, request.customer_id)
+    if FACT in wanted:
+        known[FACT] = await segments.belonging(conn, caller, request.customer_id, reached, known)
+    return known
 
 
 def quote(

@@ -12,10 +12,17 @@ from uuid import UUID
 import msgspec
 
 import core.db as db
-from core import checkouts, ids, redemptions
+from core import checkouts, customers, ids, redemptions
 from core.api_keys import Caller
 from core.crowds import SOLD_OUT_S, Crowds
-from core.errors import IdempotencyMismatch, NotFound, OutcomeUnknown, Refusal, Unavailable
+from core.errors import (
+    IdempotencyMismatch,
+    Invalid,
+    NotFound,
+    OutcomeUnknown,
+    Refusal,
+    Unavailable,
+)
 from core.flash_sales import SaleDesk, SaleRow
 from core.hot import Answer, ClaimBackend, Outcome, RawAnswer
 from core.live_leases import LeaseKeeper, LiveLease
@@ -86,6 +93,8 @@ class Redeemer:
             raise NotFound("There is no voucher with this code.")
         redemptions.checked(new)
         live = self.live_of_code(caller, norm)
+        if new.customer is not None:
+            await self._meet(caller, new, live)
         if live is not None:
             answered = await self._claim(caller, live, new, key)
             if answered is not None:
@@ -103,6 +112,8 @@ class Redeemer:
         """
         redemptions.checked(new)
         live = self.live_of_sale(caller, sale_id)
+        if new.customer is not None:
+            await self._meet(caller, new, live)
         if live is not None:
             answered = await self._claim(caller, live, new, key)
             if answered is not None:
@@ -116,6 +127,13 @@ class Redeemer:
             if terms is None or terms.sale_id != sale_id:
                 return await self._after_sale(caller, row, new, key)
         return await self._redeem_in_ledger(caller, terms.code_norm, new, key, sale_id=sale_id)
+
+    async def _meet(self, caller: Caller, new: NewRedemption, live: LiveLease | None) -> None:
+        """Write down what a request says of its customer, whatever becomes of the redemption."""
+        if live is not None:
+            raise Invalid("A fast sale does not take customer.", field="customer")
+        async with self._database.transaction(caller.project_id) as conn:
+            await customers.meet(conn, caller, new.customer_id, new.customer)
 
     # -- What the compiled doors took, and did not answer by themselves ---------------------------
 

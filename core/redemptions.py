@@ -18,16 +18,14 @@ from core.errors import IdempotencyMismatch, Invalid, NotFound, Refusal, Unavail
 from core.rules import codes, discounts, limits, money
 from core.rules.discounts import DealType
 from core.rules.limits import Metadata
-from core.rules.orders import NewOrder, ShownOrder
+from core.rules.orders import REFERENCE_LENGTH_MAX, NewOrder, ShownOrder
 from core.rules.promotions import Detail, Promotion
-from core.shapes import Amount
+from core.shapes import Amount, Person
 from core.shared_commits import Ask, Decision, SharedCommits
 
 # A refusal that was judged from cached terms is only given when they are younger than this.
 TERMS_REFUSE_S: Final = 1.0
 ROLLBACK_WINDOW: Final = timedelta(minutes=30)
-# Ids and references of other systems: UUIDs, URNs and long order numbers fit.
-REFERENCE_LENGTH_MAX: Final = 200
 NO_REDEMPTION: Final = "There is no redemption with this id."
 
 
@@ -40,6 +38,7 @@ class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: Metadata | None = None
     order: NewOrder | None = None
     hold_id: str | None = None
+    customer: Person | None = None
 
 
 class Redemption(msgspec.Struct, frozen=True):
@@ -146,6 +145,10 @@ def checked(new: NewRedemption) -> NewRedemption:
             raise Invalid(f"{name} must have 1 to {REFERENCE_LENGTH_MAX} characters", field=name)
     if new.metadata:
         limits.check_metadata(new.metadata)
+    if new.customer is not None:
+        if new.customer_id is None:
+            raise Invalid("customer_id is required with customer", field="customer_id")
+        limits.check_metadata(new.customer.attributes or {}, field="customer.attributes")
     return new
 
 
@@ -181,7 +184,9 @@ def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
         order_value_minor=order_value or 0,
         discount_minor=discount,
         fingerprint=idempotency.fingerprint(
-            terms.code_norm, (new.customer_id, order_value, new.order_id, new.metadata)
+            terms.code_norm,
+            (new.customer_id, order_value, new.order_id, new.metadata)
+            + (() if new.customer is None else (new.customer,)),
         ),
         metadata=_encoder.encode(new.metadata).decode() if new.metadata else None,
     )

@@ -1,31 +1,45 @@
 """Would a redemption work, and what would it take off? Asked without taking anything."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from core import db, quotes, vouchers
+from core import customers, db, quotes, vouchers
 from core.api_keys import Caller
-from core.errors import Refusal
+from core.errors import Fault, Forbidden, Invalid, NotFound, Refusal
 from core.quotes import Quote, Request
-from core.redemptions import REFERENCE_LENGTH_MAX, NewRedemption, Terms
+from core.redemptions import NewRedemption, Terms
 from core.rules import limits, money
 from core.rules.limits import Metadata
 from core.rules.orders import NewOrder, ShownOrder
-from core.shapes import Amount
+from core.shapes import Amount, CustomerId, Person
 from core.vouchers import Stored
+
+# A code is judged in some milliseconds, and nobody is to wait for seconds.
+CODES_MAX: Final = 500
 
 
 class Question(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a redemption would be, asked without one."""
 
-    customer_id: (
-        Annotated[str, msgspec.Meta(min_length=1, max_length=REFERENCE_LENGTH_MAX)] | None
-    ) = None
+    customer_id: CustomerId | None = None
     order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
     order: NewOrder | None = None
     metadata: Metadata | None = None
+    customer: Person | None = None
+
+
+class ManyQuestions(Question, kw_only=True, forbid_unknown_fields=True):
+    """The same of several codes, each for itself."""
+
+    codes: Annotated[list[str], msgspec.Meta(min_length=1, max_length=CODES_MAX)]
+
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """Answers in the order of the questions."""
+
+    data: list["Verdict"]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +60,41 @@ class _SaleState(msgspec.Struct, frozen=True, kw_only=True):
     starts_at: datetime | None
     ends_at: datetime | None
     rest: int
+
+
+async def meet(conn: db.Connection, caller: Caller, question: Question) -> None:
+    """Write down what a question says of its customer. Raises: Forbidden, Invalid.
+
+    A browser's key may ask about its customer and change nothing of them.
+    """
+    if question.customer is not None and caller.kind != "SECRET":
+        raise Forbidden("A publishable key may not change a customer: leave customer out.")
+    await customers.meet(conn, caller, question.customer_id, question.customer)
+
+
+async def validate_many(conn: db.Connection, caller: Caller, asked: ManyQuestions) -> Verdicts:
+    """Say of each code whether a redemption of it alone would work. Consumes nothing.
+
+    A code that is unknown or lacks something of the request is a no with that as its `code`.
+    Raises: Invalid for what is wrong with the request whatever the code.
+    """
+    _request(caller, asked)
+    return Verdicts([await answer(conn, caller, code, asked) for code in asked.codes])
+
+
+async def answer(conn: db.Connection, caller: Caller, code: str, question: Question) -> Verdict:
+    """Say the same of one code among several; a fault of the code is its answer."""
+    try:
+        return await validate(conn, caller, code, question)
+    except (Invalid, NotFound) as fault:
+        return _fault(caller, code, fault)
+
+
+def _fault(caller: Caller, code: str, fault: Fault) -> Verdict:
+    return Verdict(
+        valid=False, code=fault.code, voucher=code, remaining=None, detail=fault.detail,
+        discount_applied=money.json_amount(0, caller.exponent),
+    )  # fmt: skip
 
 
 async def validate(
@@ -130,7 +179,7 @@ async def _quoted(
         project_id=caller.project_id, voucher_id=stored.id,
     )  # fmt: skip
     assert terms is not None, "a voucher is never deleted"
-    known = await quotes.facts(conn, terms, request)
+    known = await quotes.facts(conn, caller, terms, request)
     return quotes.quote(terms, request, known, None, caller, names_customer=False)
 
 

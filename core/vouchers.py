@@ -6,14 +6,14 @@ from uuid import UUID
 
 import msgspec
 
-from core import campaigns, db, ids
+from core import campaigns, db, ids, segments
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Invalid, NotFound, Refusal
 from core.rules import codes, limits, money, promotions, schedules
 from core.rules.discounts import DealType
 from core.rules.limits import Metadata, Terms
 from core.rules.promotions import Members, Promotion, Shown
-from core.shapes import Amount, Count, Instant
+from core.shapes import Amount, Count, CustomerId, Instant
 
 Status = Literal["active", "disabled", "expired"]
 
@@ -31,6 +31,7 @@ class NewVoucher(Members, kw_only=True, forbid_unknown_fields=True):
     expires_at: Instant | None = None
     min_order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
     metadata: Metadata | None = None
+    holder: CustomerId | None = None
 
 
 class VoucherPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +63,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     metadata: Metadata
     promotion: Promotion | None
+    holder: str | None
     direct_count: int
     held_count: int
     leased_count: int
@@ -133,6 +135,7 @@ class Voucher(Shown, frozen=True, kw_only=True):
     metadata: Metadata
     created_at: datetime
     updated_at: datetime
+    holder: str | msgspec.UnsetType = msgspec.UNSET
 
 
 async def create(conn: db.Connection, caller: Caller, new: NewVoucher) -> Voucher:
@@ -165,7 +168,16 @@ async def columns(conn: db.Connection, caller: Caller, new: NewVoucher) -> dict[
     campaign = None
     if new.campaign_id is not None:
         campaign = await campaigns.find(conn, caller, new.campaign_id, field="campaign_id")
-    return columns_of(caller, new, campaign, time_zone)
+    found = columns_of(caller, new, campaign, time_zone)
+    await check_segments(conn, caller, found)
+    return found
+
+
+async def check_segments(conn: db.Connection, caller: Caller, row: dict[str, Any]) -> None:
+    """Hold the segments that a row's rules name against those there are. Raises: Invalid."""
+    promotion: Promotion | None = row["promotion"]
+    if promotion is not None:
+        await segments.check_named(conn, caller, promotion.conditions, field="conditions")
 
 
 def columns_of(
@@ -205,6 +217,7 @@ def columns_of(
         "expires_at": issued_until(new.starts_at, new.expires_at, days, clock),
         "metadata": new.metadata or {},
         "promotion": promotion,
+        "holder": new.holder,
     }
 
 
@@ -338,6 +351,7 @@ def show(stored: Stored, caller: Caller) -> Voucher:
         metadata=stored.metadata,
         created_at=stored.created_at,
         updated_at=stored.updated_at,
+        holder=stored.holder or msgspec.UNSET,
         **promotions.shown(stored.promotion, caller.exponent),
     )
 

@@ -124,6 +124,7 @@ CREATE TABLE vf.campaigns (
 -- direct_count: live redemptions decided here, and live holds, which held_count counts again. leased_count: units out at Redis or won there and live.
 -- next_number only ever rises: a direct redemption's number is its seq.
 -- authority 'flash' while a fast sale's lease is out: then SQL redeems nothing.
+-- holder: whose it is, for their wallet; who may redeem it is said by its rules.
 -- flash_sale_id: the strict sale that is armed or open on it. sale_only: made by a sale, sells only inside one.
 -- terms_version: raised by every change of what a price was computed from. crowd_version: raised whenever a unit
 -- may have come back, so that a "sold out" told to Redis under an older version is void.
@@ -156,6 +157,7 @@ CREATE TABLE vf.vouchers (
     promotion           jsonb,
     batch_id            uuid,
     held_count          bigint NOT NULL DEFAULT 0,
+    holder              text,
     PRIMARY KEY (project_id, id),
     CONSTRAINT vouchers_code_key UNIQUE (project_id, code_norm),
     CONSTRAINT vouchers_campaign FOREIGN KEY (project_id, campaign_id)
@@ -169,6 +171,7 @@ CREATE TABLE vf.vouchers (
 -- Both are read by the list's filter on status; a redeem changes none of their columns, so it pays for neither.
 CREATE INDEX vouchers_disabled ON vf.vouchers (project_id, id) WHERE status = 'disabled';
 CREATE INDEX vouchers_expiry ON vf.vouchers (project_id, expires_at);
+CREATE INDEX vouchers_of_holder ON vf.vouchers (holder, project_id, id) WHERE holder IS NOT NULL;
 CREATE INDEX vouchers_campaign_list ON vf.vouchers (project_id, campaign_id, id) WHERE campaign_id IS NOT NULL;
 
 -- How many live redemptions a customer has of a voucher or a campaign (scope_id), where that is limited.
@@ -254,6 +257,29 @@ CREATE TABLE vf.customers (
     PRIMARY KEY (project_id, id),
     CONSTRAINT customers_customer_id_key UNIQUE (project_id, customer_id)
 );
+
+-- Groups of customers: a list (rule is NULL), or a rule over what is known of a customer when it is asked.
+CREATE TABLE vf.segments (
+    project_id  uuid NOT NULL REFERENCES vf.projects (id),
+    id          uuid NOT NULL,
+    name        text NOT NULL,
+    rule        jsonb,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT segments_name_key UNIQUE (project_id, name)
+);
+
+-- Who is on the list of a segment.
+CREATE TABLE vf.segment_members (
+    project_id   uuid NOT NULL,
+    segment_id   uuid NOT NULL,
+    customer_id  text NOT NULL,
+    added_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (customer_id, segment_id, project_id),
+    CONSTRAINT segment_members_segment FOREIGN KEY (project_id, segment_id) REFERENCES vf.segments (project_id, id)
+);
+CREATE INDEX segment_members_list ON vf.segment_members (project_id, segment_id, customer_id);
 
 -- ---------------------------------------------------------------------------------------------
 -- Gift cards: a ledger of its own. Nothing of the redeem path reads or locks these.
@@ -608,7 +634,7 @@ GRANT SELECT, INSERT, UPDATE ON vf.projects, vf.accounts, vf.users TO vf_worker;
 REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine FROM vf_app, vf_worker;
 REVOKE UPDATE ON vf.gift_card_transactions, vf.gift_card_entries, vf.gift_card_payments FROM vf_app, vf_worker;
 GRANT DELETE ON vf.idempotency_keys, vf.failed_lookups TO vf_worker;
-GRANT DELETE ON vf.customers TO vf_app, vf_worker;
+GRANT DELETE ON vf.customers, vf.segment_members TO vf_app, vf_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON vf.api_workers, vf.lease_workers TO vf_app, vf_worker;
 GRANT SELECT ON vf.verifications TO vf_app;
 GRANT SELECT, INSERT, UPDATE ON vf.verifications TO vf_worker;

@@ -50,11 +50,12 @@ _FACTS: Final[dict[str, Kind]] = {
     "customer.voucher_redemptions": "count",
     "customer.campaign_redemptions": "count",
     "customer.is_new": "truth",
+    "customer.segments": "texts",
     "time.weekday": "text",
     "time.hour": "count",
     "time.date": "text",
 }
-_OPEN_FACTS: Final = ("metadata.", "order.metadata.")
+_OPEN_FACTS: Final = ("metadata.", "order.metadata.", "customer.attributes.")
 _COMPARISONS: Final = ("at_least", "at_most", "above", "below")
 _TESTS: Final[dict[Kind, tuple[str, ...]]] = {
     "money": ("equals", *_COMPARISONS),
@@ -102,6 +103,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         if self.not_ is not None:
             yield "not", self.not_
 
+    @property
+    def has_expression(self) -> bool:
+        """Whether any rule of the tree is an expression."""
+        return self.expression is not None or any(rule.has_expression for _, rule in self.under())
+
     def facts(self) -> Iterator[str]:
         """Yield the facts the tree asks for; an expression may ask for all of `customer`."""
         if self.fact is not None:
@@ -110,6 +116,18 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename
             yield from (fact for fact in _FACTS if fact.startswith("customer."))
         for _, rule in self.under():
             yield from rule.facts()
+
+
+def asks_only(rule: Rule, roots: frozenset[str]) -> bool:
+    """Say whether a tree's expressions name nothing but these: order, customer, …"""
+    return all(roots >= one for one in _roots_of(rule))
+
+
+def _roots_of(rule: Rule) -> Iterator[set[str]]:
+    if rule.expression is not None:
+        yield set(_program(rule.expression).variables()) & _ROOTS
+    for _, below in rule.under():
+        yield from _roots_of(below)
 
 
 def read(new: NewRule, currency: str, *, field: str) -> Rule:

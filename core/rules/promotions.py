@@ -4,7 +4,7 @@ A plain voucher has none of this (`Promotion` is None) and goes the fast way. Ev
 pure: facts, orders and instants come in, a price or a reason goes out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -317,10 +317,11 @@ def _clock_facts(now: datetime, time_zone: str) -> dict[str, Any]:
     }
 
 
-def _expression_facts(facts: dict[str, Any], order: Order | None) -> dict[str, Any]:
+def expression_facts(facts: Mapping[str, Any], order: Order | None) -> dict[str, Any]:
     """Nest the facts as an expression names them: `order.value_minor`, `customer.id`."""
     nested: dict[str, Any] = {
-        "order": {"items": [], "metadata": {}}, "customer": {}, "metadata": {}, "time": {},
+        "order": {"items": [], "metadata": {}}, "customer": {"attributes": {}, "segments": []},
+        "metadata": {}, "time": {},
     }  # fmt: skip
     for name, value in facts.items():
         if name.startswith("items."):
@@ -329,6 +330,10 @@ def _expression_facts(facts: dict[str, Any], order: Order | None) -> dict[str, A
         where = nested[root]
         if root == "order" and rest.startswith("metadata."):
             where, rest = where["metadata"], rest.removeprefix("metadata.")
+        elif root == "customer" and rest.startswith("attributes."):
+            where, rest = where["attributes"], rest.removeprefix("attributes.")
+        elif name == "customer.segments":
+            value = list(value)
         elif name in ("order.value", "order.shipping"):
             rest += "_minor"
         where[rest] = value
@@ -364,16 +369,10 @@ def refusal(
     if promotion.conditions is None:
         return None
     known = {**facts, **_clock_facts(now, promotion.time_zone)}
-    if any(rule.expression is not None for rule in _walk(promotion.conditions)):
-        known["expression"] = _expression_facts(known, order)
+    if promotion.conditions.has_expression:
+        known["expression"] = expression_facts(known, order)
     because = conditions.why_not(promotion.conditions, known, exponent)
     if because is None:
         return None
     detail = because.get("message") or "A rule of this code excludes this order."
     return Refusal("not_eligible", detail, {"of": owner, **because})
-
-
-def _walk(rule: Rule) -> Iterator[Rule]:
-    yield rule
-    for _, below in rule.under():
-        yield from _walk(below)

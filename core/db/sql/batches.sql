@@ -9,9 +9,11 @@ VALUES (@project_id, @id, @campaign_id, @count_wanted, @pattern, @terms);
 -- Adds vouchers to a batch; a code that is taken is left out, and the caller draws another.
 INSERT INTO vf.vouchers (
     project_id, id, code, code_norm, batch_id, campaign_id, discount_type, discount_bp, discount_minor,
-    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion)
+    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion,
+    holder)
 SELECT b.project_id, q.id, q.code, q.norm, b.id, t.campaign_id, t.discount_type, t.discount_bp, t.discount_minor,
-       t.min_order_minor, t.max_redemptions, t.per_customer_limit, t.starts_at, t.expires_at, t.metadata, t.promotion
+       t.min_order_minor, t.max_redemptions, t.per_customer_limit, t.starts_at, t.expires_at, t.metadata, t.promotion,
+       t.holder
   FROM vf.batches b
  CROSS JOIN LATERAL jsonb_populate_record(NULL::vf.vouchers, b.terms) t
  CROSS JOIN unnest(@ids::uuid[], @codes::text[], @norms::text[]) AS q (id, code, norm)

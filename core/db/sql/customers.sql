@@ -88,6 +88,14 @@ SELECT vf.end_hold(h.project_id, h.id, 'released') FROM vf.holds h
 UPDATE vf.holds SET customer_id = @pseudonym, detail = '{}'
  WHERE customer_id = @customer_id AND project_id = @project_id;
 
+-- name: rename_holder :exec
+-- The same of whose vouchers are.
+UPDATE vf.vouchers SET holder = @pseudonym WHERE holder = @customer_id AND project_id = @project_id;
+
+-- name: leave_segments :exec
+-- Takes a customer off all lists.
+DELETE FROM vf.segment_members WHERE customer_id = @customer_id AND project_id = @project_id;
+
 -- name: rename_answers :exec
 -- The same of answers that are kept for a retry.
 UPDATE vf.idempotency_keys k

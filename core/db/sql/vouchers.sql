@@ -4,17 +4,17 @@
 -- Stores a new voucher; a code that is taken fails on vouchers_code_key.
 INSERT INTO vf.vouchers (
     project_id, id, code, code_norm, campaign_id, discount_type, discount_bp, discount_minor,
-    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion)
+    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion, holder)
 VALUES (
     @project_id, @id, @code, @code_norm, @campaign_id, @discount_type, @discount_bp,
     @discount_minor, @min_order_minor, @max_redemptions, @per_customer_limit, @starts_at,
-    @expires_at, @metadata, @promotion);
+    @expires_at, @metadata, @promotion, @holder);
 
 -- name: by_id :one
 -- One voucher with its campaign's terms, by id.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.promotion, v.direct_count, v.held_count, v.leased_count,
+       v.metadata, v.promotion, v.holder, v.direct_count, v.held_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -36,7 +36,7 @@ SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.
 -- One voucher with its campaign's terms, by normalised code.
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.promotion, v.direct_count, v.held_count, v.leased_count,
+       v.metadata, v.promotion, v.holder, v.direct_count, v.held_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
@@ -79,7 +79,35 @@ WITH page AS MATERIALIZED (
      LIMIT @limit::bigint)
 SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
        v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
-       v.metadata, v.promotion, v.direct_count, v.held_count, v.leased_count,
+       v.metadata, v.promotion, v.holder, v.direct_count, v.held_count, v.leased_count,
+       coalesce(l.size - p.accounted, 0) AS unsold_count,
+       v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
+       c.status AS campaign_status, c.terms_version AS campaign_terms_version,
+       c.discount_type AS campaign_discount_type, c.discount_bp AS campaign_discount_bp,
+       c.discount_minor AS campaign_discount_minor,
+       c.min_order_minor AS campaign_min_order_minor,
+       c.max_redemptions - c.direct_count - c.leased_count AS campaign_rest,
+       c.per_customer_limit AS campaign_per_customer_limit,
+       c.starts_at AS campaign_starts_at, c.expires_at AS campaign_expires_at,
+       c.promotion AS campaign_promotion
+  FROM page
+ CROSS JOIN LATERAL (SELECT * FROM vf.vouchers k
+                      WHERE k.project_id = @project_id AND k.id = page.id OFFSET 0) v
+  LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
+  LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id
+        AND l.state <> 'settled'
+  LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
+ ORDER BY v.id DESC;
+
+-- name: wallet :many
+-- A customer's own vouchers, newest first, below a cursor. Found first and then joined, as a page is.
+WITH page AS MATERIALIZED (
+    SELECT k.id FROM vf.vouchers k
+     WHERE k.holder = @holder AND k.project_id = @project_id AND (@after::uuid IS NULL OR k.id < @after)
+     ORDER BY k.id DESC LIMIT @limit::bigint)
+SELECT v.id, v.code, v.campaign_id, v.status, v.discount_type, v.discount_bp, v.discount_minor,
+       v.min_order_minor, v.max_redemptions, v.per_customer_limit, v.starts_at, v.expires_at,
+       v.metadata, v.promotion, v.holder, v.direct_count, v.held_count, v.leased_count,
        coalesce(l.size - p.accounted, 0) AS unsold_count,
        v.authority, v.flash_sale_id, v.sale_only, v.terms_version, v.created_at, v.updated_at,
        c.status AS campaign_status, c.terms_version AS campaign_terms_version,
