@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,61 @@ class Place:
             file.write("restore_command = '/bin/false'\n")
         (self.data / "recovery.signal").touch()
         own(self.data / "recovery.signal", self.data)
+
+
+class Standby:
+    """A PostgreSQL that streams from the place's, until it is cut off, promoted and put there."""
+
+    def __init__(self, place: Place) -> None:
+        """Begin as a cold copy of it; the primary is stopped for that moment."""
+        self._place = place
+        folder = place.settings.data_dir / "standby"
+        folder.mkdir()
+        self._servers = Servers(folder, valkey=False, fast_for_tests=True)
+        self._data = self._servers.server_dir(CLUSTER)
+        place.back_up()
+        place.backup.rename(self._data)
+        socket_dir = (place.settings.database_url or "").partition("host=")[2]
+        with (self._data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"primary_conninfo = 'host={socket_dir} port=5432 user=postgres'\n")
+        (self._data / "standby.signal").touch()
+        own(self._data / "standby.signal", self._data)
+        self._servers.start()
+
+    async def _says(self, query: str, wanted: Any, *args: Any) -> None:
+        connection = await asyncpg.connect(self._servers.database_url)
+        try:
+            for _ in range(400):
+                seen = await connection.fetchval(query, *args)
+                if seen == wanted:
+                    return
+                await asyncio.sleep(0.05)
+            raise AssertionError(f"{query} says {seen!r}")
+        finally:
+            await connection.close()
+
+    async def catches_up(self, home: House) -> None:
+        """Wait until it has replayed all that the primary has committed by now."""
+        lsn = await home.value("select pg_current_wal_insert_lsn()::text")
+        await self._says("select pg_last_wal_replay_lsn() >= $1::text::pg_lsn", True, lsn)
+
+    async def cut_off(self) -> None:
+        await self._says("alter system set primary_conninfo = ''", None)
+        await self._says("select pg_reload_conf()", True)
+        await self._says("select count(*) from pg_stat_wal_receiver", 0)
+
+    async def take_over(self) -> None:
+        """Kill the primary and put the standby, promoted, in its place."""
+        primary = self._place.servers.processes.pop("postgres")
+        os.kill(primary.pid, signal.SIGKILL)
+        while primary.exit_status() is None:
+            await asyncio.sleep(0.01)
+        await self._says("select pg_promote()", True)
+        await self._says("select pg_is_in_recovery()", False)
+        self._servers.stop()
+        shutil.rmtree(self._place.data)
+        self._data.rename(self._place.data)
+        self._place.servers.start_one("postgres")
 
 
 def own(path: Path, like: Path) -> None:
@@ -234,6 +291,47 @@ async def test_a_promoted_postgresql_that_lacks_nothing_goes_on_by_itself(
     assert await home.value("select count(*) from vf.leases") == 1
     assert await home.value("select split_part(lineage, '/', 2) from vf.history") == "2"
     assert await recovered(home) == (0, [])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lag", [0, 12])
+async def test_a_standby_that_was_promoted_sells_no_number_twice_however_far_it_lags(
+    home: House, place: Place, lag: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await home.voucher("PLAIN")
+    sale = await home.sale("LAG", 40, per_customer_limit=1)
+    async with postgres_away(home):
+        standby = Standby(place)
+    await home.open_sale(sale)
+    first = await win(home, sale, range(10))
+    await until_settled(home, sale, 10)
+    await standby.catches_up(home)
+    if lag:
+        await standby.cut_off()
+        first += await win(home, sale, range(10, 10 + lag))
+        await until_settled(home, sale, 10 + lag)
+    async with postgres_away(home):
+        await standby.take_over()
+    if lag:
+        await home.until("select held_for is not null from vf.history", True)
+        assert outcome(await home.redeem("PLAIN", "p", key="p")) == "unavailable"
+        assert await count(home, sale) == 10
+        status, told = await recovered(home)
+        assert (status, len(told)) == (0, 4), told
+        await worker.look(home.clock)
+    await home.until("select split_part(lineage, '/', 2) from vf.history", "2")
+    rest = [await claim_until_answered(home, sale, n) for n in range(10 + lag, 45)]
+    assert [outcome(a) for a in rest] == ["won"] * (30 - lag) + ["sold_out"] * 5
+    wins = first + rest[: 30 - lag]
+    assert len({w.seq for w in wins}) == len({w.redemption_id for w in wins}) == 40
+    await until_settled(home, sale, 40)
+    assert await home.value("select count(*) from vf.leases") == (2 if lag else 1)
+    assert await home.value("select coalesce(sum(burned), 0) from vf.leases") == 0
+    assert await home.value("select count(*) from vf.quarantine") == 0
+    assert outcome(await home.redeem("PLAIN", "p", key="p")) == "won"
+    capsys.readouterr()
+    assert await recovered(home) == (0, [])
+    assert "violations: 0" in capsys.readouterr().out
 
 
 @pytest.mark.long

@@ -1,5 +1,7 @@
-"""Several nodes on one sale: more workers, two reconcilers, restarts, a lost node, PgBouncer."""
+"""Several nodes on one sale: more workers, two reconcilers, restarts, a lost node, a replica that
+takes over, PgBouncer."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from bench import product as bench_product
@@ -20,6 +23,7 @@ from core.processes import servers_account
 from tests.conftest import temporary_data_dir
 from tests.e2e.nodes import Command, Node, joined, stores_of
 from tests.e2e.sales import CONNECTIONS, Sale, finish, wait_for_wins
+from tests.hot.worlds import HotServer
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -30,9 +34,9 @@ CLAIMS = 16_000
 
 
 @contextmanager
-def started(*options: str) -> Iterator[Product]:
+def started(*options: str, settings: dict[str, str] | None = None) -> Iterator[Product]:
     with temporary_data_dir() as path:
-        product = bench_product.start(path, *options)
+        product = bench_product.start(path, *options, settings=settings)
         try:
             yield product
         finally:
@@ -132,6 +136,90 @@ def test_a_node_that_dies_with_its_disk_stops_nobody_else(tmp_path: Path) -> Non
         first.wait_for_lag_0(sale.id, 60)
         assert sale.rows()["rows"] == STOCK
         assert first.verify()[0] == 0
+
+
+@contextmanager
+def primary_and_replica(link: Path) -> Iterator[tuple[HotServer, HotServer]]:
+    """Run a Valkey and one that follows it; `link` leads to whom the clients take for the first."""
+    primary, replica = HotServer(), HotServer()
+    try:
+        primary.start()
+        replica.start()
+        with primary.client() as first, replica.client() as second:
+            port = free_port()
+            first.config_set("port", port)
+            second.replicaof("127.0.0.1", port)
+            while second.info("replication")["master_link_status"] != "up":
+                time.sleep(0.02)
+        link.symlink_to(primary.socket)
+        yield primary, replica
+    finally:
+        for server in (primary, replica):
+            server.kill()
+            shutil.rmtree(server.directory, ignore_errors=True)
+
+
+async def books_of(sale: Sale) -> tuple[int, int, int]:
+    """Return how many leases the sale had, its units written off, and its wins in quarantine."""
+    connection = await asyncpg.connect(sale.product.servers()["database_url"])
+    try:
+        row = await connection.fetchrow(
+            "select (select count(*) from vf.leases),"
+            " (select sum(burned_count) from vf.flash_sales), (select count(*) from vf.quarantine)"
+        )
+        return tuple(row)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("missed_wins", [0, 1_500])
+def test_a_replica_promoted_under_two_nodes_sells_no_number_twice(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, missed_wins: int
+) -> None:
+    link = data_dir / "redis.sock"
+    data_dir.chmod(0o755)
+    settings = {"VAUCHFLOW_REDIS_URL": f"unix://{link}"}
+    monkeypatch.setenv("VAUCHFLOW_REDIS_URL", f"unix://{link}")
+    with (
+        primary_and_replica(link) as (primary, replica),
+        started("--workers", "2", settings=settings) as first,
+        joined(first, **settings) as node,
+    ):
+        sale = Sale(first, "fast", tmp_path, stock=STOCK)
+        with crowds(sale, [first, node.product(first)]) as running:
+            won = wait_for_wins(running[0], 1_000)
+            with replica.client() as client:
+                if missed_wins:
+                    client.replicaof("NO", "ONE")
+                    wait_for_wins(running[0], won + missed_wins)
+                link.unlink()
+                primary.kill()
+                client.replicaof("NO", "ONE")
+                link.symlink_to(replica.socket)
+            summaries = [finish(process) for process in running]
+        print(*summaries, sep="\n")
+        assert [(one.unexpected, one.undecided) for one in summaries] == [([], 0)] * 2
+        first.wait_for_lag_0(sale.id, 60)
+        for number in range(2):
+            with sale.history.open("ab") as whole:
+                whole.write(sale.history.with_suffix(f".{number}").read_bytes())
+        rows = sale.rows()
+        lease_count, burned, quarantined = asyncio.run(books_of(sale))
+        print(f"seed {sale.seed}: {rows}, {lease_count} leases, {burned} written off")
+        assert set(rows.values()) == {rows["rows"]}
+        assert rows["rows"] + burned == STOCK, "every unit is sold or named"
+        assert quarantined == 0
+        # A win that was lost and is asked for again with its key is won anew.
+        lost = sum(one.distinct_wins for one in summaries) - rows["rows"]
+        assert lost <= burned
+        assert sum(one.replays_differing for one in summaries) <= burned
+        if missed_wins:
+            assert lease_count == 2
+        elif lease_count == 1:
+            assert (lost, burned) == (0, 0)
+        status, audit = first.verify(sale.history)
+        assert status == 0, audit
+        assert "violations: 0" in audit
 
 
 def body(n: int) -> dict[str, object]:
