@@ -1,6 +1,6 @@
 """/v1/campaigns"""
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from litestar import Request, get, patch, post
 from litestar.response import Response
@@ -8,10 +8,13 @@ from litestar.response import Response
 from api import answers, auth, bodies, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import campaigns
-from core.campaigns import Campaign, CampaignPatch, NewCampaign
+from core import campaigns, publications
+from core.campaigns import Campaign, CampaignPatch, Move, NewCampaign
+from core.publications import Cloned, NewCode
+from core.vouchers import Voucher
 
 Req = Request[Any, Any, Any]
+_PHASES: Final = ("draft", "scheduled", "active", "paused", "ended")
 
 
 @post(
@@ -20,12 +23,12 @@ Req = Request[Any, Any, Any]
     opt=shape(body=NewCampaign, answer=Campaign, status=201),
 )
 async def create(request: Req) -> Response[bytes]:
-    """Create a campaign; it is active at once."""
+    """Create a campaign, a draft or active at once, with its code where it has one for all."""
     caller = await auth.secret_caller(request)
     raw, new = await bodies.received(request, NewCampaign)
     async with idempotency.write(request, caller, raw) as work:
         if not work.is_done:
-            work.answer(201, await campaigns.create(work.conn, caller, new))
+            work.answer(201, await publications.launch(work.conn, caller, new))
             metrics.count("campaign.created")
     return work.response()
 
@@ -39,7 +42,7 @@ async def page(request: Req) -> Response[bytes]:
     """List campaigns, newest first."""
     caller = await auth.secret_caller(request)
     asked = pagination.asked(request, "cmp", "status")
-    status: Any = pagination.one_of(asked, "status", "active", "paused", "ended")
+    status: Any = pagination.one_of(asked, "status", *_PHASES)
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
         rows = await campaigns.page(
@@ -63,7 +66,7 @@ async def show(request: Req, id: str) -> Response[bytes]:
     opt=shape(body=CampaignPatch, answer=Campaign),
 )
 async def edit(request: Req, id: str) -> Response[bytes]:
-    """Change a campaign's name, dates or metadata; null clears."""
+    """Change a campaign's name, metadata or rules; `effect` says what that does to its codes."""
     caller = await auth.secret_caller(request)
     raw, change = await bodies.received(request, CampaignPatch)
     async with idempotency.write(request, caller, raw) as work:
@@ -80,7 +83,7 @@ async def edit(request: Req, id: str) -> Response[bytes]:
 )
 async def pause(request: Req, id: str) -> Response[bytes]:
     """Pause a campaign and with it all its vouchers."""
-    return await _switch(request, id, "paused")
+    return await _switch(request, id, "pause")
 
 
 @post(
@@ -91,18 +94,70 @@ async def pause(request: Req, id: str) -> Response[bytes]:
 )
 async def resume(request: Req, id: str) -> Response[bytes]:
     """Resume a paused campaign."""
-    return await _switch(request, id, "active")
+    return await _switch(request, id, "resume")
 
 
-async def _switch(
-    request: Req, public_id: str, status: Literal["active", "paused"]
-) -> Response[bytes]:
+@post(
+    "/v1/campaigns/{id:str}/activate",
+    operation_id="campaigns.activate",
+    status_code=200,
+    opt=shape(answer=Campaign),
+)
+async def activate(request: Req, id: str) -> Response[bytes]:
+    """Let a draft begin, at its start or at once."""
+    return await _switch(request, id, "activate")
+
+
+@post(
+    "/v1/campaigns/{id:str}/end",
+    operation_id="campaigns.end",
+    status_code=200,
+    opt=shape(answer=Campaign),
+)
+async def finish(request: Req, id: str) -> Response[bytes]:
+    """End a campaign for good."""
+    return await _switch(request, id, "end")
+
+
+@post(
+    "/v1/campaigns/{id:str}/clone",
+    operation_id="campaigns.clone",
+    opt=shape(body=Cloned, answer=Campaign, status=201),
+)
+async def clone(request: Req, id: str) -> Response[bytes]:
+    """Make a draft with the same rules and codes of its own. The body may be empty."""
+    caller = await auth.secret_caller(request)
+    raw, new = await bodies.received(request, Cloned, is_optional=True)
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            work.answer(201, await publications.clone(work.conn, caller, id, new))
+            metrics.count("campaign.created")
+    return work.response()
+
+
+@post(
+    "/v1/campaigns/{id:str}/codes",
+    operation_id="campaigns.issue",
+    status_code=200,
+    opt=shape(body=NewCode, answer=Voucher),
+)
+async def issue(request: Req, id: str) -> Response[bytes]:
+    """Give a customer a code of a campaign; where each gets one, a retry gets the same."""
+    caller = await auth.secret_caller(request)
+    raw, new = await bodies.received(request, NewCode, is_optional=True)
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            work.answer(200, await publications.issue(work.conn, caller, id, new))
+    return work.response()
+
+
+async def _switch(request: Req, public_id: str, move: Move) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     await bodies.received_nothing(request)
     async with idempotency.write(request, caller) as work:
         if not work.is_done:
-            work.answer(200, await campaigns.switch(work.conn, caller, public_id, status=status))
+            work.answer(200, await campaigns.switch(work.conn, caller, public_id, move))
     return work.response()
 
 
-ROUTES: Final = [create, page, show, edit, pause, resume]
+ROUTES: Final = [create, page, show, edit, activate, pause, resume, finish, clone, issue]

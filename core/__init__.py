@@ -36,6 +36,7 @@ operations
   customers       who redeems: register, export, erase
   gift_cards      stored value in a ledger of its own
   liability       what is owed to the holders of gift cards, by day
+  publications    codes of campaigns that are given to customers one by one
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, pause

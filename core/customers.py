@@ -208,6 +208,7 @@ async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refu
     await db.run(conn, "customers.rename_holds", **params)
     await db.run(conn, "gift_cards.forget_recipient", **params)
     await db.run(conn, "customers.rename_holder", **params)
+    await db.run(conn, "customers.rename_member", **params)
     await db.run(conn, "customers.leave_segments", **person)
     await db.run(conn, "customers.rename_answers", **params)
     await db.run(conn, "customers.forget", **person)

@@ -31,7 +31,8 @@ class Qualification(msgspec.Struct, frozen=True):
 async def qualify(conn: db.Connection, caller: Caller, asked: NewQualification) -> Qualification:
     """Judge what the customer may know of, each code for itself. Consumes nothing.
 
-    That is: the codes sent and the vouchers in the customer's wallet. Raises: Invalid.
+    That is: the codes sent, the vouchers in the customer's wallet, and what is there for
+    everybody: automatic campaigns and standalone codes. Raises: Invalid.
     """
     if asked.customer_id is None:
         raise Invalid("customer_id is required", field="customer_id")

@@ -189,6 +189,8 @@ def _refusal(
     now = datetime.now(UTC)
     if stored.status == "disabled":
         return Refusal("voucher_inactive", "This code is disabled.")
+    if stored.campaign_status == "draft":
+        return Refusal("not_started", "The campaign of this code is a draft.")
     if stored.campaign_status == "paused":
         return Refusal("paused", "The campaign of this code is paused.")
     if stored.campaign_status == "ended":

@@ -74,7 +74,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     terms_version: int
     created_at: datetime
     updated_at: datetime
-    campaign_status: Literal["active", "paused", "ended"] | None
+    campaign_status: Literal["draft", "active", "paused", "ended"] | None
     campaign_terms_version: int | None
     campaign_discount_type: DealType | None
     campaign_discount_bp: int | None

@@ -1,4 +1,4 @@
-"""The clock's hand: opens sales at their start, closes them, re-arms, fills batches, ends holds.
+"""The clock's hand: opens and closes sales, re-arms, fills batches and pools, ends holds.
 
 Beside that it keeps looking at the books (`core.verifications`).
 
@@ -16,7 +16,7 @@ import redis.exceptions
 import structlog
 
 import core.db as db
-from core import batches, holds, verifications
+from core import batches, campaigns, holds, publications, verifications
 from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
@@ -61,11 +61,13 @@ async def run(settings: Settings) -> None:
     desk = SaleDesk(database, client, settings)
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))
+    pooling = asyncio.create_task(publications.run(database))
     try:
         looks = 0
         while True:
             await look(desk)
             await holds.sweep(database)
+            await campaigns.keep_time(database)
             await ledger.sweep(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
@@ -74,6 +76,7 @@ async def run(settings: Settings) -> None:
     finally:
         await end(books)
         await end(filling)
+        await end(pooling)
         await client.aclose()
         await database.close()
 

@@ -90,12 +90,14 @@ CREATE TABLE vf.outbox (
 -- ---------------------------------------------------------------------------------------------
 -- What: campaigns and vouchers
 
+-- kind: how its codes come about. code: the one code of a standalone or automatic campaign. issuing: what codes look
+-- like that are issued one by one, and how many lie ready. started_at, ended_at: when it was told that it did.
 CREATE TABLE vf.campaigns (
     project_id          uuid NOT NULL REFERENCES vf.projects (id),
     id                  uuid NOT NULL,
     name                text NOT NULL,
     type                text NOT NULL DEFAULT 'DISCOUNT' CHECK (type = 'DISCOUNT'),
-    status              text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'paused', 'ended')),
+    status              text NOT NULL DEFAULT 'active' CHECK (status IN ('draft', 'active', 'paused', 'ended')),
     discount_type       text CHECK (discount_type IN ('PERCENT', 'AMOUNT', 'FIXED', 'FREE_SHIPPING', 'FREE_ITEM')),
     discount_bp         integer CHECK (discount_bp BETWEEN 1 AND 10000),
     discount_minor      bigint CHECK (discount_minor > 0),
@@ -113,18 +115,30 @@ CREATE TABLE vf.campaigns (
     promotion           jsonb,
     expires_after_days  integer CHECK (expires_after_days > 0),
     held_count          bigint NOT NULL DEFAULT 0,
+    kind                text NOT NULL DEFAULT 'codes'
+                        CHECK (kind IN ('codes', 'standalone', 'automatic', 'auto_refill', 'join_once')),
+    code                text,
+    issuing             jsonb,
+    started_at          timestamptz,
+    ended_at            timestamptz,
     PRIMARY KEY (project_id, id),
+    CONSTRAINT campaigns_code CHECK ((code IS NOT NULL) = (kind IN ('standalone', 'automatic'))),
     CONSTRAINT campaigns_never_over CHECK (direct_count + leased_count <= max_redemptions),
     CONSTRAINT campaigns_held CHECK (held_count BETWEEN 0 AND direct_count),
     CONSTRAINT campaigns_plain CHECK (promotion IS NOT NULL OR discount_type IN ('PERCENT', 'AMOUNT')),
     CONSTRAINT campaigns_window CHECK (starts_at < expires_at)
 ) WITH (fillfactor = 50);
 
+-- What the clock still has to tell of: a start, an end, a pool that is to be filled.
+CREATE INDEX campaigns_to_start ON vf.campaigns (starts_at) WHERE started_at IS NULL AND status = 'active';
+CREATE INDEX campaigns_to_end ON vf.campaigns (expires_at) WHERE ended_at IS NULL AND started_at IS NOT NULL;
+CREATE INDEX campaigns_with_pools ON vf.campaigns (id) WHERE kind = 'auto_refill' AND status = 'active';
+
 -- promotion: what goes beyond plain terms (core/rules/promotions.py); only where it is NULL redeem_many may decide.
 -- direct_count: live redemptions decided here, and live holds, which held_count counts again. leased_count: units out at Redis or won there and live.
 -- next_number only ever rises: a direct redemption's number is its seq.
 -- authority 'flash' while a fast sale's lease is out: then SQL redeems nothing.
--- holder: whose it is, for their wallet; who may redeem it is said by its rules.
+-- is_pooled: it lies ready to be issued. holder: whose it is, for their wallet; who may redeem it is said by its rules.
 -- flash_sale_id: the strict sale that is armed or open on it. sale_only: made by a sale, sells only inside one.
 -- terms_version: raised by every change of what a price was computed from. crowd_version: raised whenever a unit
 -- may have come back, so that a "sold out" told to Redis under an older version is void.
@@ -158,6 +172,7 @@ CREATE TABLE vf.vouchers (
     batch_id            uuid,
     held_count          bigint NOT NULL DEFAULT 0,
     holder              text,
+    is_pooled           boolean NOT NULL DEFAULT false,
     PRIMARY KEY (project_id, id),
     CONSTRAINT vouchers_code_key UNIQUE (project_id, code_norm),
     CONSTRAINT vouchers_campaign FOREIGN KEY (project_id, campaign_id)
@@ -172,6 +187,7 @@ CREATE TABLE vf.vouchers (
 CREATE INDEX vouchers_disabled ON vf.vouchers (project_id, id) WHERE status = 'disabled';
 CREATE INDEX vouchers_expiry ON vf.vouchers (project_id, expires_at);
 CREATE INDEX vouchers_of_holder ON vf.vouchers (holder, project_id, id) WHERE holder IS NOT NULL;
+CREATE INDEX vouchers_pooled ON vf.vouchers (campaign_id, id) WHERE is_pooled;
 CREATE INDEX vouchers_campaign_list ON vf.vouchers (project_id, campaign_id, id) WHERE campaign_id IS NOT NULL;
 
 -- How many live redemptions a customer has of a voucher or a campaign (scope_id), where that is limited.
@@ -256,6 +272,20 @@ CREATE TABLE vf.customers (
     updated_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (project_id, id),
     CONSTRAINT customers_customer_id_key UNIQUE (project_id, customer_id)
+);
+
+-- Who has a code of a campaign that gives each customer one, and which.
+CREATE TABLE vf.campaign_members (
+    project_id   uuid NOT NULL,
+    campaign_id  uuid NOT NULL,
+    customer_id  text NOT NULL,
+    voucher_id   uuid NOT NULL,
+    joined_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (customer_id, campaign_id, project_id),
+    CONSTRAINT campaign_members_campaign FOREIGN KEY (project_id, campaign_id)
+        REFERENCES vf.campaigns (project_id, id),
+    CONSTRAINT campaign_members_voucher FOREIGN KEY (project_id, voucher_id)
+        REFERENCES vf.vouchers (project_id, id) DEFERRABLE INITIALLY DEFERRED
 );
 
 -- Groups of customers: a list (rule is NULL), or a rule over what is known of a customer when it is asked.
@@ -799,6 +829,7 @@ BEGIN
           OR c.terms_version <> p_campaign_version OR v.flash_sale_id IS DISTINCT FROM p_sale THEN 'repriced'
         WHEN v.status <> 'active' THEN 'voucher_inactive'
         WHEN c.status = 'ended' THEN 'ended'
+        WHEN c.status = 'draft' THEN 'not_started'
         WHEN c.status = 'paused' OR s.status = 'paused' THEN 'paused'
         WHEN s.status = 'closed' OR s.status = 'settled' OR v_at >= s.ends_at THEN 'ended'
         WHEN v_at < s.starts_at OR v_at < v.starts_at OR v_at < c.starts_at THEN 'not_started'
@@ -1114,6 +1145,7 @@ BEGIN
                   OR c.terms_version <> p_campaign_versions[v_ord] THEN 'repriced'
                 WHEN v.status <> 'active' THEN 'voucher_inactive'
                 WHEN c.status = 'ended' THEN 'ended'
+                WHEN c.status = 'draft' THEN 'not_started'
                 WHEN c.status = 'paused' THEN 'paused'
                 WHEN v_at < v.starts_at OR v_at < c.starts_at THEN 'not_started'
                 WHEN v_at >= v.expires_at OR v_at >= c.expires_at THEN 'voucher_expired'

@@ -26,6 +26,7 @@ PLAIN_TYPES: Final = ("PERCENT", "AMOUNT")
 
 Owner = Literal["voucher", "campaign"]
 
+Days = Annotated[int, msgspec.Meta(ge=1, le=schedules.DAYS_MAX)]
 Names = Annotated[list[Reference], msgspec.Meta(max_length=NAMES_MAX)]
 
 
@@ -69,7 +70,7 @@ class Members(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     budgets: Budgets | None = None
     stacking: Stacking | None = None
     time_zone: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    expires_after_days: Annotated[int, msgspec.Meta(ge=1, le=schedules.DAYS_MAX)] | None = None
+    expires_after_days: Days | None = None
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +162,12 @@ def read(
         stacking=new.stacking if new.stacking not in (None, Stacking()) else None,
         time_zone=time_zone,
     )
-    is_plain = stored == Promotion(time_zone=time_zone) and (
+    return if_any(stored, discount_type)
+
+
+def if_any(stored: Promotion, discount_type: DealType | None) -> Promotion | None:
+    """Return None in place of a promotion that says nothing beyond plain terms."""
+    is_plain = stored == Promotion(time_zone=stored.time_zone) and (
         discount_type is None or discount_type in PLAIN_TYPES
     )
     return None if is_plain else stored

@@ -65,7 +65,7 @@ def test_a_paused_campaign_pauses_its_vouchers_until_it_is_resumed(client: httpx
     assert client.post("/v1/vouchers/PAUSED/validate", json={}).json()["valid"] is True
 
 
-def test_name_dates_and_metadata_can_be_changed_and_nothing_else(
+def test_name_dates_and_metadata_can_be_changed_and_a_customers_limit_cannot(
     client: httpx.Client, api: Api
 ) -> None:
     path = f"/v1/campaigns/{client.post('/v1/campaigns', json=PUBLISHED).json()['id']}"
@@ -78,14 +78,17 @@ def test_name_dates_and_metadata_can_be_changed_and_nothing_else(
             "metadata": {"season": 4},
         },
     ).json()
-    refused = client.patch(path, json={"rules": {"max_redemptions": 1}})
+    refused = client.patch(path, json={"rules": {"per_customer_limit": 1}})
     disordered = client.patch(path, json={"rules": {"starts_at": "2032-01-01T00:00:00Z"}})
 
     assert (changed["name"], changed["metadata"]) == ("Autumn", {"season": 4})
     assert changed["rules"]["expires_at"] == "2031-01-01T00:00:00Z"
-    assert (refused.status_code, refused.json()["field"]) == (400, "rules.max_redemptions")
+    assert (refused.status_code, refused.json()["field"]) == (400, "rules.per_customer_limit")
     assert (disordered.status_code, disordered.json()["field"]) == (400, "rules.expires_at")
     after = client.get(path).json()
+    assert changed.pop("effect") == {
+        "codes": 0, "at_once": ["expires_at"], "later_codes_only": [], "own_discount": 0,
+    }  # fmt: skip
     assert {**after, "updated_at": ""} == {**changed, "updated_at": ""}
 
 

@@ -64,7 +64,7 @@ def test_amounts_are_described_as_numbers(client: httpx.Client) -> None:
     assert schemas["Verdict"]["properties"]["discount_applied"] == {"type": "number"}
     assert schemas["Campaign"]["properties"]["status"] == {
         "type": "string",
-        "enum": ["active", "ended", "paused"],
+        "enum": ["active", "draft", "ended", "paused", "scheduled"],
     }
 
 

@@ -92,6 +92,10 @@ UPDATE vf.holds SET customer_id = @pseudonym, detail = '{}'
 -- The same of whose vouchers are.
 UPDATE vf.vouchers SET holder = @pseudonym WHERE holder = @customer_id AND project_id = @project_id;
 
+-- name: rename_member :exec
+-- The same of the campaigns they joined.
+UPDATE vf.campaign_members SET customer_id = @pseudonym WHERE customer_id = @customer_id AND project_id = @project_id;
+
 -- name: leave_segments :exec
 -- Takes a customer off all lists.
 DELETE FROM vf.segment_members WHERE customer_id = @customer_id AND project_id = @project_id;
