@@ -4,9 +4,9 @@ No SQL, no rule, no price is in here; what a status means is in `errors` alone. 
 fifteen lines.
 
 the way in
-  __main__        `python -m api`: Granian and its workers
+  __main__        `python -m api`: the listening socket, granian and its workers
   app             which addresses there are, and what becomes of an error
-  front           the outermost callable: request ids, headers, the way to the hot doors
+  front           what granian calls: request ids, headers, the way to the hot doors
   bridge          Litestar behind RSGI
   bridge          Litestar behind RSGI: one request in, one whole answer out
   doors           redeem and claim, answered without Litestar

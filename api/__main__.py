@@ -1,6 +1,8 @@
 """`python -m api`: serve the API until SIGTERM.
 
-Options win over the environment. Each worker is a process of its own that dies with this one.
+Options win over the environment. Each worker is a process of its own that dies with this one. All
+accept at one socket, which is opened here and outlives them; granian listens behind it, at a Unix
+socket, for what the workers' own listeners hand on.
 """
 
 import argparse
@@ -16,8 +18,10 @@ from typing import Any, Final
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 
+from api.lifespan import Entrance
 from core import settings as settings_module
-from core.processes import die_with_parent
+from core.data_dir import make_socket_dir
+from core.processes import ServerError, die_with_parent
 from core.settings import PREFIX, Settings, SettingsError
 
 # Connections the kernel holds while workers are busy; the crowd of a sale arrives at once.
@@ -47,16 +51,19 @@ def main() -> None:
     try:
         settings = settings_module.load(environ, options.data_dir)
         settings.database_dsn("app")
-        _check_port(settings)
-    except (SettingsError, PortTaken) as error:
+        listening = _listening(settings)
+        private = make_socket_dir(settings.data_dir, f"-api-{settings.port}")
+    except (SettingsError, PortTaken, ServerError) as error:
         sys.stderr.write(f"vauchflow: {error}\n")
         raise SystemExit(1) from None
     if settings.workers > 1:
         _share_metrics(settings)
+    entrance = Entrance(listening, private / "api.sock")
+    # Left by one that was killed.
+    entrance.upstream.unlink(missing_ok=True)
     server = Granian(
         "api.app:create",
-        address=settings.host,
-        port=settings.port,
+        uds=entrance.upstream,
         interface=Interfaces.RSGI,
         workers=settings.workers,
         runtime_threads=1,
@@ -71,31 +78,36 @@ def main() -> None:
         respawn_interval=RESPAWN_INTERVAL_S,
         workers_kill_timeout=WORKER_KILL_TIMEOUT_S,
     )
-    server.serve(target_loader=partial(_load, settings), wrap_loader=False)
+    try:
+        server.serve(target_loader=partial(_load, settings, entrance), wrap_loader=False)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
 
 
-def _check_port(settings: Settings) -> None:
-    # The server shares its port on purpose, between workers; a stranger's must not be shared.
+def _listening(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise PortTaken(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
-                "choose another with --host and --port"
-            ) from None
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise PortTaken(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
+            "choose another with --host and --port"
+        ) from None
+    return listening
 
 
-def _load(settings: Settings) -> Any:
+def _load(settings: Settings, entrance: Entrance) -> Any:
     """Make the application inside a worker process."""
     die_with_parent(signal.SIGKILL)
     from api import app
     from core import logs
 
     logs.configure(settings)
-    return app.create(settings)
+    return app.create(settings, entrance)
 
 
 def _share_metrics(settings: Settings) -> None:

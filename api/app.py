@@ -36,7 +36,7 @@ from api import (
 from api.doors import Doors
 from api.errors import Answer
 from api.front import Front, report_fault
-from api.lifespan import Services
+from api.lifespan import Entrance, Services
 from core.errors import Fault
 from core.settings import Settings
 
@@ -66,7 +66,7 @@ _LITESTAR_BODY_BYTES_MAX: Final = 64 * 1_048_576
 _log = structlog.get_logger("vauchflow.requests")
 
 
-def create(settings: Settings) -> Front:
+def create(settings: Settings, entrance: Entrance) -> Front:
     """Make one worker's application. Nothing is opened before `Front.__rsgi_init__`."""
     services = Services(settings)
     services.doors = Doors(services)
@@ -80,7 +80,7 @@ def create(settings: Settings) -> Front:
         request_max_body_size=_LITESTAR_BODY_BYTES_MAX,
         exception_handlers={Exception: _answer_error},
     )
-    return Front(app, services, _allowed_methods())
+    return Front(app, services, _allowed_methods(), entrance)
 
 
 def _allowed_methods() -> dict[str, bytes]:

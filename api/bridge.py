@@ -15,6 +15,8 @@ ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 # A header that is not ASCII cannot be had as text; this stands for it and is accepted nowhere.
 UNREADABLE: Final = b"\xff"
+# Who asks, as the listener saw it; a caller's own is overwritten there.
+PEER: Final = "x-vauchflow-peer"
 
 
 def header(headers: Any, name: str) -> bytes | None:
@@ -50,6 +52,7 @@ async def answer_of(
     names = dict.fromkeys(scope.headers.keys())
     pairs = [(k.encode(), v.encode()) for k, v in scope.headers.items()]
     pairs += [(k.encode(), UNREADABLE) for k in names if scope.headers.get(k) is None]
+    peer = scope.headers.get(PEER) or ""
     asgi_scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -61,7 +64,7 @@ async def answer_of(
         "query_string": scope.query_string.encode(),
         "root_path": "",
         "headers": pairs,
-        "client": _address(scope.client),
+        "client": _address(peer),
         "server": _address(scope.server),
         "state": state,
         "extensions": {},

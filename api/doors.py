@@ -6,6 +6,7 @@ the claim backend and what this worker knows of live leases. One `Redeemer` serv
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -20,16 +21,16 @@ from api.auth import caller_of, require_secret
 from api.errors import Answer
 from api.front import JSON, JSON_PAIR, PROBLEM_PAIR, PROCESS_LENGTH, STRICT_PAIRS
 from api.idempotency import key_of
-from api.lifespan import HotCall, Services
+from api.lifespan import Entrance, HotCall, Services
 from core import ids, redemptions
 from core.api_keys import Caller
 from core.crowds import Crowds
 from core.db import STATEMENT_CACHE_SIZE, Database
-from core.errors import NotFound, Refusal, Unavailable
+from core.errors import Fault, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
 from core.hot import ClaimBackend
 from core.hot.redis_py import RedisPyBackend
-from core.hot.rust import Call, Door, RustBackend
+from core.hot.rust import Door, Listener, PlainCall, RustBackend
 from core.live_leases import LeaseKeeper, LiveLease
 from core.plain_redeems import PlainRedeems
 from core.redeemer import CLAIM_WAIT_MS, Redeemer
@@ -78,6 +79,7 @@ class Doors:
         self._door: Door
         self._plain: PlainRedeems
         self._flushing: asyncio.TimerHandle
+        self._listener: Listener | None = None
         self.redis: redis.asyncio.Redis
         self.desk: SaleDesk
 
@@ -116,13 +118,18 @@ class Doors:
             crowds=self._crowds,
         )
         self._door = Door(
-            self._services.keys.known,
             "".join(secrets.choice(ids.ALPHABET) for _ in range(PROCESS_LENGTH)),
             [*STRICT_PAIRS, JSON_PAIR],
             [*STRICT_PAIRS, PROBLEM_PAIR],
-            [*STRICT_PAIRS, PROBLEM_PAIR, ("retry-after", "1")],
-            self._around_id(Unavailable(code="overloaded")),
-            self._around_id(Unavailable("Nothing was applied: the queue did not move in time.")),
+            {
+                "overloaded": self._around_id(Unavailable(code="overloaded")),
+                "late": self._around_id(
+                    Unavailable("Nothing was applied: the queue did not move in time.")
+                ),
+                "away": self._around_id(Unavailable("Nothing was applied: the server is ending.")),
+                "unknown": self._around_id(OutcomeUnknown()),
+                "slow": self._around_id(bodies.too_slow()),
+            },
             PLAIN_QUEUE_MAX,
             CLAIM_WAIT_MS,
         )
@@ -138,7 +145,7 @@ class Doors:
         self._flush_soon()
         await self._keeper.start()
 
-    def _around_id(self, no: Refusal | Unavailable) -> tuple[bytes, bytes]:
+    def _around_id(self, no: Refusal | Fault) -> tuple[bytes, bytes]:
         """Return a problem's text before and after the request's id."""
         problems = self._services.problems
         if isinstance(no, Refusal):
@@ -150,6 +157,10 @@ class Doors:
 
     async def stop(self) -> None:
         """Answer what is queued, then close in reverse."""
+        loop = asyncio.get_running_loop()
+        if self._listener is not None:
+            await loop.run_in_executor(None, self._listener.close)
+            loop.remove_reader(self._door.fileno())
         self._flushing.cancel()
         await self._commits.drain()
         await self._crowds.stop()
@@ -159,9 +170,22 @@ class Doors:
         await self.redis.aclose()
         await self._commit_database.close()
 
-    def begin(self, scope: Any) -> Call | None:
-        """Take a request that can go the plain way, which nearly all can; see `Door`."""
-        return self._door.begin(scope)
+    async def listen(self, entrance: Entrance, word: Callable[[PlainCall], None]) -> None:
+        """Let requests in; `word` answers those that the compiled doors decide and do not word."""
+
+        def drain() -> None:
+            queues, calls = self._door.drain()
+            for queue in queues:
+                self._plain.begin(queue)
+            for call in calls:
+                word(call)
+
+        asyncio.get_running_loop().add_reader(self._door.fileno(), drain)
+        self._listener = Listener(entrance.listening.fileno(), self._door, entrance.upstream)
+
+    def forget_key(self, token: bytes) -> None:
+        """Take nothing more with a key before it was looked up again."""
+        self._door.forget(token)
 
     async def after_plain(self, call: HotCall, told: Any) -> Answer | None:
         """Word what a request that was taken is told other than a win.
@@ -203,6 +227,9 @@ class Doors:
         """Teach the compiled doors what this request has found out."""
         scheme, token = (call.authorization or b"")[:7], (call.authorization or b"")[7:]
         if scheme != b"Bearer " or self._door.knows(call.path, token):
+            return
+        # Looked up and taught in one step of the loop, where keys are forgotten, too.
+        if self._services.keys.peek(token) is not caller:
             return
         live = (
             self._redeemer.live_of_sale(caller, sale_id)

@@ -1,7 +1,8 @@
-"""The outermost callable: request ids, the two hot doors, and the headers every answer has.
+"""What granian calls: request ids, the two hot doors, and the headers every answer has.
 
-A redeem or a claim is answered from here without entering Litestar, which costs more than the
-whole rest of such a request. Everything else is Litestar's, behind `bridge`.
+Requests come from the compiled listener, which answers nearly every redeem and claim by itself and
+hands the rest on. A redeem or claim that does come here is answered without entering Litestar.
+Everything else is Litestar's, behind `bridge`.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import itertools
 import re
 import secrets
 import time
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import structlog
 from granian._granian import RSGIProtocolClosed
@@ -19,10 +21,10 @@ from granian._granian import RSGIProtocolClosed
 from api import bodies, metrics
 from api.bridge import ASGIApp, Body, answer_of, header
 from api.errors import PROBLEM
-from api.lifespan import HotCall, Services
+from api.lifespan import Entrance, HotCall, Services
 from core import ids
 from core.errors import Fault, Unavailable
-from core.hot.rust import Call
+from core.hot.rust import PlainCall
 
 # A caller's own request id is taken where it is short and can stand in a log line.
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
@@ -56,9 +58,13 @@ _log = structlog.get_logger("vauchflow.requests")
 class Front:
     """The RSGI application of one worker."""
 
-    def __init__(self, app: ASGIApp, services: Services, allowed: dict[str, bytes]) -> None:
+    def __init__(
+        self, app: ASGIApp, services: Services, allowed: dict[str, bytes], entrance: Entrance
+    ) -> None:
         """Stand before Litestar's `app`; `allowed` is the methods of each of its addresses."""
         self._app = app
+        self._entrance = entrance
+        self._wording: set[asyncio.Task[None]] = set()
         self._services = services
         self._allowed = allowed
         # Made in the worker, after the fork: no two processes share one.
@@ -70,6 +76,8 @@ class Front:
         """Open the services before the first request."""
         loop.run_until_complete(self._services.start())
         self._slow_bodies.watch(loop)
+        assert self._services.doors is not None
+        loop.run_until_complete(self._services.doors.listen(self._entrance, self._word_soon))
         # What is there now stays; it need not be walked through again and again.
         gc.collect()
         gc.freeze()
@@ -81,73 +89,67 @@ class Front:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         """Answer one request."""
-        doors = self._services.doors
-        call = doors.begin(scope) if doors is not None else None
-        if call is not None:
-            await self._plain(call, scope, protocol)
-            return
         # Every access copies the whole map out of the server.
         headers = scope.headers
         request_id = headers.get("x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._process}{next(self._numbers):012X}"
-        at = _hot_address(scope.path) if doors is not None and scope.method == "POST" else None
+        at = _hot_address(scope.path) if scope.method == "POST" else None
         if at is None:
             await self._warm(scope, protocol, request_id)
         else:
             await self._hot(at, scope.path, headers, protocol, request_id)
 
-    async def _plain(self, call: Call, scope: Any, protocol: Any) -> None:
-        """Let the compiled doors answer, or do what they leave to do."""
-        raw, told, failed = None, None, None
-        try:
-            raw = await self._slow_bodies.read_small(protocol)
-            sent = call.send(raw, protocol)
-            if sent is True:
-                return
-            if sent is not None:
-                told = await sent
-                if told is None:
-                    return
-        except Exception as error:
-            failed = error
-        at = _hot_address(scope.path)
-        assert at is not None, "only hot addresses are taken"
-        await self._hot(
-            at, scope.path, scope.headers, protocol, call.request_id, _Rest(raw, told, failed)
-        )
-
     async def _hot(
-        self,
-        at: tuple[str, str],
-        path: str,
-        headers: Any,
-        protocol: Any,
-        request_id: str,
-        rest: "_Rest | None" = None,
+        self, at: tuple[str, str], path: str, headers: Any, protocol: Any, request_id: str
     ) -> None:
-        started_s = time.perf_counter()
-        doors = self._services.doors
-        assert doors is not None
-        route, name = at
-        try:
-            if rest is not None and rest.failed is not None:
-                raise rest.failed
-            raw = rest.raw if rest is not None else None
-            if raw is None:
-                raw = await self._slow_bodies.read(headers, protocol)
-            call = HotCall(
+        async def read() -> HotCall:
+            return HotCall(
                 path,
-                name,
+                at[1],
                 header(headers, "authorization"),
                 header(headers, "idempotency-key"),
                 header(headers, "content-type"),
-                raw,
+                await self._slow_bodies.read(headers, protocol),
                 request_id,
             )
-            answer = None
-            if rest is not None and rest.told is not None:
-                answer = await doors.after_plain(call, rest.told)
+
+        status, sent, body = await self._decided(at[0], request_id, read)
+        _send(protocol, status, sent, body)
+
+    def _word_soon(self, plain: PlainCall) -> None:
+        task = asyncio.get_running_loop().create_task(self._word(plain))
+        self._wording.add(task)
+        task.add_done_callback(self._wording.discard)
+
+    async def _word(self, plain: PlainCall) -> None:
+        """Word the answer to a request that the compiled doors have decided."""
+        at = _hot_address(plain.path)
+        assert at is not None, "only hot addresses are taken"
+        route, name = at
+
+        async def read() -> HotCall:
+            return HotCall(
+                plain.path, name, plain.authorization, plain.idempotency_key,
+                JSON[1], plain.body, plain.request_id,
+            )  # fmt: skip
+
+        plain.answer(*await self._decided(route, plain.request_id, read, plain))
+
+    async def _decided(
+        self,
+        route: str,
+        request_id: str,
+        read: Callable[[], Awaitable[HotCall]],
+        plain: PlainCall | None = None,
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Have a hot request decided, or only worded where `plain` was; faults become problems."""
+        started_s = time.perf_counter()
+        doors = self._services.doors
+        assert doors is not None
+        try:
+            call = await read()
+            answer = await doors.after_plain(call, plain.told) if plain is not None else None
             if answer is None:
                 answer = await (doors.redeem(call) if route == "redeem" else doors.claim(call))
         except Fault as fault:
@@ -158,8 +160,8 @@ class Front:
             answer = self._services.problems.internal(request_id)
         sent = [("x-request-id", request_id), *STRICT_PAIRS]
         sent += [(key.decode(), value.decode()) for key, value in answer.headers]
-        _send(protocol, answer.status, sent, answer.body)
         metrics.observe(route, answer.status, time.perf_counter() - started_s)
+        return answer.status, sent, answer.body
 
     async def _warm(self, scope: Any, protocol: Any, request_id: str) -> None:
         started_s = time.perf_counter()
@@ -236,14 +238,6 @@ class SlowBodies:
         finally:
             del self._reading[task]
             self._ended.discard(task)
-
-
-class _Rest(NamedTuple):
-    """What the compiled doors leave of a request: its body, what it was told, or why it failed."""
-
-    raw: bytes | None
-    told: Any
-    failed: Exception | None
 
 
 def _hot_address(path: str) -> tuple[str, str] | None:

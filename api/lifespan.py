@@ -1,7 +1,10 @@
 """What one worker process holds open, from its first request to its last."""
 
 import asyncio
-from typing import Any, Protocol
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -11,7 +14,7 @@ from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.flash_sales import SaleDesk
 from core.gift_cards.vault import Vault
-from core.hot.rust import Call
+from core.hot.rust import PlainCall
 from core.receipts import Signer
 from core.settings import Settings
 
@@ -28,6 +31,13 @@ class HotCall(msgspec.Struct, frozen=True, gc=False):
     request_id: str
 
 
+class Entrance(NamedTuple):
+    """Where requests arrive, and the Unix socket at which granian takes those handed on."""
+
+    listening: socket.socket
+    upstream: Path
+
+
 class HotDoors(Protocol):
     """The two addresses that are answered before Litestar: redeem and claim."""
 
@@ -40,8 +50,8 @@ class HotDoors(Protocol):
     async def stop(self) -> None:
         """Finish what is in flight and close. The database is closed afterwards."""
 
-    def begin(self, scope: Any) -> Call | None:
-        """Take a request that can go the plain way, which nearly all can; see `Door`."""
+    async def listen(self, entrance: "Entrance", word: Callable[[PlainCall], None]) -> None:
+        """Let requests in; `word` answers those that the compiled doors decide and do not word."""
         ...
 
     async def after_plain(self, call: HotCall, told: Any) -> Answer | None:
@@ -50,6 +60,9 @@ class HotDoors(Protocol):
         None: nothing was decided, and it must go through `redeem` or `claim`.
         """
         ...
+
+    def forget_key(self, token: bytes) -> None:
+        """Take nothing more with a key before it was looked up again."""
 
     def flush_metrics(self) -> None:
         """Count what the doors answered by themselves since the last time."""
@@ -88,7 +101,8 @@ class Services:
             statement_cache_size=STATEMENT_CACHE_SIZE if self.settings.prepared_statements else 0,
             application_name="vauchflow api",
         )
-        self.keys = KeyCache(self.database, self.settings.secret)
+        forget = self.doors.forget_key if self.doors is not None else None
+        self.keys = KeyCache(self.database, self.settings.secret, forget)
         self._poll = asyncio.create_task(self.keys.poll_forever())
         if self.doors is not None:
             await self.doors.start()

@@ -11,6 +11,7 @@ import hmac
 import secrets
 import time
 import zlib
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final, Literal
 from uuid import UUID
@@ -168,9 +169,15 @@ class _Revoked(msgspec.Struct, frozen=True):
 class KeyCache:
     """Every key this process has seen, by its text. Used from one event loop only."""
 
-    def __init__(self, database: db.Database, secret: str) -> None:
-        """Start empty; `poll_forever` keeps revocations coming."""
+    def __init__(
+        self, database: db.Database, secret: str, on_forget: Callable[[bytes], None] | None = None
+    ) -> None:
+        """Start empty; `poll_forever` keeps revocations coming.
+
+        `on_forget` is called with a key that may not pass any more without being looked up.
+        """
         self._database = database
+        self._on_forget = on_forget
         self._secret = secret
         self._callers: dict[bytes, Caller] = {}
         self._tokens_of_digest: dict[bytes, bytes] = {}
@@ -181,11 +188,6 @@ class KeyCache:
     def peek(self, token: bytes) -> Caller | None:
         """Return a known key's caller at once; None means: `resolve` it. Cost: one dict look-up."""
         return self._callers.get(token)
-
-    @property
-    def known(self) -> dict[bytes, Caller]:
-        """The keys that may pass at this moment, for who must look there without a call."""
-        return self._callers
 
     async def resolve(self, token: bytes) -> Caller:
         """Return a key's caller. Concurrent misses of one key share one look-up.
@@ -234,6 +236,8 @@ class KeyCache:
         token = self._tokens_of_digest.pop(digest, None)
         if token is not None:
             self._callers.pop(token, None)
+            if self._on_forget is not None:
+                self._on_forget(token)
 
     async def poll_once(self) -> None:
         """Forget what was revoked since the last poll that succeeded. Raises: Unavailable."""

@@ -1,12 +1,18 @@
-"""A data directory: who holds it, and files in it that only their owner may read."""
+"""A data directory: who holds it, its sockets, and files that only their owner may read."""
 
+import contextlib
 import fcntl
+import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import IO
 
-from core.processes import ServerError
+from core.processes import Account, ServerError
+
+# sun_path holds 108 bytes with its NUL on Linux, 104 on macOS.
+SOCKET_PATH_BYTES_MAX = 103
 
 
 class DataDirLock:
@@ -65,6 +71,25 @@ class DataDirLock:
         except OSError:
             pass
         return None
+
+
+def make_socket_dir(data_dir: Path, suffix: str = "", account: Account | None = None) -> Path:
+    """Return a private directory with a short path; a foreign one of that name is never used.
+
+    Raises: ServerError when there is one.
+    """
+    uid = account.uid if account else os.geteuid()
+    digest = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]
+    path = Path("/tmp") / f"vf-{digest}{suffix}"  # noqa: S108 - checked below
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        if account is not None:
+            os.chown(path, account.uid, account.gid)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
+        raise ServerError(f"{path} should be a private directory of ours and is not; remove it")
+    assert len(os.fsencode(path)) + len("/.s.PGSQL.5432") <= SOCKET_PATH_BYTES_MAX
+    return path
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -11,7 +11,6 @@ Start servers from the main thread: the kernel ties a child to the *thread* that
 
 import contextlib
 import glob
-import hashlib
 import importlib.util
 import os
 import pwd
@@ -29,7 +28,7 @@ from typing import IO
 
 import msgspec
 
-from core.data_dir import DataDirLock, write_private
+from core.data_dir import DataDirLock, make_socket_dir, write_private
 from core.processes import (
     Account,
     Process,
@@ -49,8 +48,6 @@ POSTGRES_MAJOR = 18
 # Where binaries and data go when the servers' account cannot reach them (a home under /root).
 REACHABLE_DIR = Path("/var/lib/vauchflow")
 
-# sun_path holds 108 bytes with its NUL on Linux, 104 on macOS.
-SOCKET_PATH_BYTES_MAX = 103
 # Crash recovery replays at most max_wal_size (4 GB); at 100 MB/s that is 40 s, times three.
 START_TIMEOUT_S = 120.0
 # A server that was told to go by the death of its parent needs one checkpoint, too.
@@ -213,7 +210,7 @@ class Servers:
             # The servers pass through to their own directories and list nothing here.
             os.chown(self._data_dir, 0, self._account.gid)
             self._data_dir.chmod(stat.S_IMODE(self._data_dir.stat().st_mode) | 0o710)
-        self._socket_dir = _make_socket_dir(self._data_dir, self._account)
+        self._socket_dir = make_socket_dir(self._data_dir, "", self._account)
 
     def server_dir(self, name: str) -> Path:
         """Return where a server keeps its data: in the data directory if its account gets there.
@@ -374,25 +371,6 @@ class Servers:
                     + self._last_log_lines(process.name)
                 )
             time.sleep(POLL_S)
-
-
-def _digest(data_dir: Path) -> str:
-    return hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]
-
-
-def _make_socket_dir(data_dir: Path, account: Account | None) -> Path:
-    """Return a private directory with a short path; a foreign one of that name is never used."""
-    uid = account.uid if account else os.geteuid()
-    path = Path("/tmp") / f"vf-{_digest(data_dir)}"  # noqa: S108 - checked below
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-        if account is not None:
-            os.chown(path, account.uid, account.gid)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077:
-        raise ServerError(f"{path} should be a private directory of ours and is not; remove it")
-    assert len(os.fsencode(path)) + len("/.s.PGSQL.5432") <= SOCKET_PATH_BYTES_MAX
-    return path
 
 
 def _is_reachable(path: Path, account: Account) -> bool:

@@ -89,7 +89,7 @@ class PlainRedeems:
                 self._sold_out,
             )
             live.is_plain = True
-        backend.learn(self._door, path, token, caller, live.slot)
+        backend.learn(self._door, path, token, live.slot)
 
     def learn_redeems(
         self, path: str, token: bytes, caller: Caller, code_norm: str | None, sale_id: UUID | None
@@ -111,7 +111,11 @@ class PlainRedeems:
             or self._crowds.has(terms.voucher_id)
         ):
             return
-        self._door.learn_redeem(path, token, caller, self._queue(caller, terms))
+        self._door.learn_redeem(path, token, self._queue(caller, terms))
+
+    def begin(self, queue: CommitQueue) -> None:
+        """Fly a queue that says that nobody does."""
+        self._flights.begin(queue)
 
     def forget(self, voucher_id: UUID) -> None:
         """Send a voucher's redeems the general way until it is learnt anew; what waits is flown."""
@@ -127,26 +131,9 @@ class PlainRedeems:
             for voucher_id in list(self._queues)[: QUEUES_MAX // 2]:
                 self.forget(voucher_id)
         self.forget(terms.voucher_id)
-        plain = _plain_terms(caller, terms, terms.sale_id)
-        waiting = _Waiting(self._flights.board, terms)
-        queue = CommitQueue(asyncio.get_running_loop().create_future, waiting.begin, terms, plain)
-        waiting.queue = queue
+        queue = CommitQueue(terms, _plain_terms(caller, terms, terms.sale_id))
         self._queues[terms.voucher_id] = (terms, caller.currency, queue)
         return queue
-
-
-class _Waiting:
-    """One voucher's queue, on its way to the board whenever something waits in it."""
-
-    __slots__ = ("_board", "queue", "terms")
-    queue: CommitQueue
-
-    def __init__(self, board: "Board[_Waiting]", terms: Terms) -> None:
-        self._board = board
-        self.terms = terms
-
-    def begin(self) -> None:
-        self._board.put(self.terms.project_id, self)
 
 
 class _Lot(NamedTuple):
@@ -167,25 +154,30 @@ class _Flights:
 
     def __init__(self, commits: SharedCommits) -> None:
         self._commits = commits
-        self.board: Board[_Waiting] = Board(commits, self._fly)
+        self._board: Board[CommitQueue] = Board(commits, self._fly)
+        self._loop = asyncio.get_running_loop()
 
-    async def _fly(self, waiting: deque[_Waiting]) -> None:
-        flown: list[_Waiting] = []
+    def begin(self, queue: CommitQueue) -> None:
+        terms: Terms = queue.subject
+        self._board.put(terms.project_id, queue)
+
+    async def _fly(self, waiting: deque[CommitQueue]) -> None:
+        flown: list[CommitQueue] = []
         lots: list[_Lot] = []
         count = 0
         while waiting and count < TOGETHER_MAX:
             one = waiting.popleft()
-            batch = one.queue.take(BATCH_MAX - count)
+            batch = one.take(BATCH_MAX - count)
             if batch is not None:
                 flown.append(one)
-                lots.append(_Lot(one.terms, batch, 0, len(batch)))
+                lots.append(_Lot(one.subject, batch, 0, len(batch)))
                 count += len(batch)
         try:
             if lots:
                 await self._commit(sorted(lots, key=lambda lot: lot.terms.voucher_id))
         finally:
             for one in flown:
-                one.begin()
+                self.begin(one)
 
     async def _commit(self, lots: list[_Lot]) -> None:
         """Have lots of different vouchers decided, in id order, and answer them."""
@@ -212,13 +204,15 @@ class _Flights:
 
     async def _decide(self, lots: list[_Lot]) -> None:
         if len(lots) == 1:
-            _answer(lots[0], await self._commits.ask(_of_one(lots[0])))
+            found = await self._commits.ask(_of_one(lots[0]))
+            # The next flight leaves first: PostgreSQL works while these are answered.
+            self._loop.call_soon(_answer, lots[0], found)
             return
         by_lot: list[list[Decision]] = [[] for _ in lots]
         for decision in await self._commits.ask(_of_several(lots)):
             by_lot[decision.lot - 1].append(decision)
-        for lot, found in zip(lots, by_lot, strict=True):
-            _answer(lot, found)
+        for lot, decided in zip(lots, by_lot, strict=True):
+            self._loop.call_soon(_answer, lot, decided)
 
 
 _COLUMNS: Final = (

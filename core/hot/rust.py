@@ -7,18 +7,27 @@ from os import PathLike
 
 from vauchflow_hotpath import (
     Batcher,
-    Call,
     CommitBatch,
     CommitQueue,
     Door,
+    Listener,
     Marks,
+    PlainCall,
     PlainTerms,
     parse_redis_url,
 )
 
 from core.hot import BATCH_MAX, FLIGHT_TIMEOUT_MS, QUEUE_MAX, SlotStatus, Status
 
-__all__ = ["Call", "CommitBatch", "CommitQueue", "Door", "PlainTerms", "RustBackend"]
+__all__ = [
+    "CommitBatch",
+    "CommitQueue",
+    "Door",
+    "Listener",
+    "PlainCall",
+    "PlainTerms",
+    "RustBackend",
+]
 
 
 class RustBackend:
@@ -67,9 +76,9 @@ class RustBackend:
         self._is_closed = False
         self._loop.add_reader(self._fileno, self._batcher.drain)
 
-    def learn(self, door: Door, path: str, token: bytes, caller: object, slot: int) -> None:
+    def learn(self, door: Door, path: str, token: bytes, slot: int) -> None:
         """Let a door take the plain claims of a slot that has its terms."""
-        door.learn_claim(path, token, caller, self._batcher, slot)
+        door.learn_claim(path, token, self._batcher, slot)
 
     def status(self) -> Status:
         told = self._batcher.status()

@@ -5,7 +5,7 @@
 //! answer), so that once `seal` has returned a mark, no win above it can still come out.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::marks::{Marks, parse_uuid};
@@ -101,6 +101,8 @@ pub struct Core {
     pub work: Wake,
     /// Wakes the loop: once for all answers it has not yet drained.
     pub answers: Wake,
+    /// Called instead, on whichever thread has the answers, which it then takes.
+    listener: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Core {
@@ -123,7 +125,13 @@ impl Core {
             is_closing: false,
             is_dead: false,
         };
-        Ok(Self { state: Mutex::new(state), limits, work: Wake::new()?, answers: Wake::new()? })
+        Ok(Self {
+            state: Mutex::new(state),
+            limits,
+            work: Wake::new()?,
+            answers: Wake::new()?,
+            listener: OnceLock::new(),
+        })
     }
 
     /// A panic under the lock can't leave a half-made state behind that anybody would then trust:
@@ -140,7 +148,10 @@ impl Core {
         if !were_waiting && !state.done.is_empty() {
             state.wakeups += 1;
             drop(state);
-            self.answers.signal();
+            match self.listener.get() {
+                Some(listener) => listener(),
+                None => self.answers.signal(),
+            }
         }
         result
     }
@@ -240,7 +251,18 @@ impl Core {
     /// Take the answers that came since the last call.
     pub fn drain(&self) -> Vec<(u64, Answer)> {
         self.answers.clear();
+        self.take_answers()
+    }
+
+    /// As `drain`, for a listener.
+    pub fn take_answers(&self) -> Vec<(u64, Answer)> {
         std::mem::take(&mut self.lock().done)
+    }
+
+    /// Have answers taken by the threads that bring them; once, before the first claim.
+    pub fn listen(&self, listener: Box<dyn Fn() + Send + Sync>) {
+        let was_heard = self.listener.set(listener).is_err();
+        debug_assert!(!was_heard, "there is one listener");
     }
 
     pub fn close(&self) {

@@ -5,12 +5,14 @@
 //! and write without I/O; `marks` remembers what was handed out; `plain` reads and answers what
 //! nearly every request looks like; `commits` gathers those that `PostgreSQL` decides; `receipts`
 //! signs wins; `stream` reads what a sale has won, for the reconciler; `literal` writes columns. All
-//! know `outcome`.
+//! know `outcome`. `listener` is where requests arrive, and `upstream` where those go that it
+//! does not answer.
 
 pub mod batcher;
 pub mod commits;
 pub mod connection;
 pub mod flight;
+pub mod listener;
 pub mod literal;
 pub mod marks;
 pub mod outcome;
@@ -19,6 +21,7 @@ pub mod receipts;
 pub mod resp;
 pub mod script;
 pub mod stream;
+pub mod upstream;
 pub mod wake;
 
 #[cfg(feature = "python")]

@@ -1,7 +1,7 @@
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Final, Literal, TypedDict, final
+from typing import Any, Final, TypedDict, final
 
 __all__ = [
     "BUILD_PROFILE",
@@ -10,11 +10,12 @@ __all__ = [
     "FACTS_LUA",
     "LEASE_LUA",
     "Batcher",
-    "Call",
     "CommitBatch",
     "CommitQueue",
     "Door",
+    "Listener",
     "Marks",
+    "PlainCall",
     "PlainTerms",
     "read_marks",
     "settle_columns",
@@ -105,41 +106,49 @@ class PlainTerms:
 class Door:
     def __new__(
         cls,
-        callers: dict[bytes, Any],
         process: str,
         win_headers: Sequence[tuple[str, str]],
-        refusal_headers: Sequence[tuple[str, str]],
-        busy_headers: Sequence[tuple[str, str]],
-        overloaded: tuple[bytes, bytes],
-        late: tuple[bytes, bytes],
+        problem_headers: Sequence[tuple[str, str]],
+        problems: dict[str, tuple[bytes, bytes]],
         queue_max: int,
         wait_ms: int,
     ) -> Door: ...
-    def learn_claim(
-        self, path: str, token: bytes, caller: object, batcher: Batcher, slot: int
-    ) -> None: ...
-    def learn_redeem(self, path: str, token: bytes, caller: object, queue: CommitQueue) -> None: ...
+    def fileno(self) -> int: ...
+    def drain(self) -> tuple[list[CommitQueue], list[PlainCall]]: ...
+    def learn_claim(self, path: str, token: bytes, batcher: Batcher, slot: int) -> None: ...
+    def learn_redeem(self, path: str, token: bytes, queue: CommitQueue) -> None: ...
     def knows(self, path: str, token: bytes) -> bool: ...
-    def begin(self, scope: object) -> Call | None: ...
+    def forget(self, token: bytes) -> None: ...
     def tallied(self) -> list[tuple[str, list[int], list[int], int]]: ...
 
 @final
-class Call:
+class Listener:
+    def __new__(cls, fd: int, door: Door, upstream: str | PathLike[str]) -> Listener: ...
+    def close(self) -> None: ...
+
+@final
+class PlainCall:
+    @property
+    def route(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def authorization(self) -> bytes: ...
+    @property
+    def idempotency_key(self) -> bytes | None: ...
+    @property
+    def body(self) -> bytes: ...
     @property
     def request_id(self) -> str: ...
-    def send(
-        self, body: bytes, protocol: object
-    ) -> asyncio.Future[tuple[object, object] | None] | Literal[True] | None: ...
+    @property
+    def told(self) -> tuple[Any, Any]: ...
+    def answer(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None: ...
 
 @final
 class CommitQueue:
-    def __new__(
-        cls,
-        create_future: Callable[[], asyncio.Future[object]],
-        fly: Callable[[], None],
-        subject: object,
-        terms: PlainTerms,
-    ) -> CommitQueue: ...
+    def __new__(cls, subject: object, terms: PlainTerms) -> CommitQueue: ...
+    @property
+    def subject(self) -> Any: ...
     def close(self) -> None: ...
     def take(self, batch_max: int) -> CommitBatch | None: ...
 

@@ -1,4 +1,4 @@
-//! The batcher's Python face: claims in, futures out, and plain claims answered by themselves.
+//! The batcher's Python face: claims in, futures out; and plain claims, decided without Python.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
+use tokio::sync::oneshot;
 
-use super::door::{Pending, Problem};
+use super::door::Problem;
 use super::{Marks, PlainTerms, lease_uuid, no_slot};
 use crate::batcher::{Core, Item, Limits};
 use crate::connection::{Address, Server};
@@ -27,26 +28,34 @@ const DEADLINE_MS_MAX: i64 = 3_600_000;
 /// For so long after a "sold out" of a lease it is said again by itself, to claims without a key.
 const SOLD_OUT: Duration = Duration::from_millis(250);
 
-/// Who waits for an answer; a plain claim's win is sent to its client from here.
-struct Waiter {
-    future: Py<PyAny>,
-    reply: Option<Box<Reply>>,
+/// Who waits for an answer.
+enum Waiter {
+    Future(Py<PyAny>),
+    Task(oneshot::Sender<Answer>),
 }
 
-/// A plain claim that waits, and with what it is answered.
-struct Reply {
-    pending: Pending,
-    ask: plain::Ask,
-    lease: Arc<LeaseTerms>,
+/// What became of a plain claim.
+pub enum Decided {
+    /// It goes the general way, and nothing was done.
+    Left,
+    /// The answer's body.
+    Won(Vec<u8>),
+    SoldOut(Arc<Problem>),
+    Overloaded,
+    Expired,
+    /// Nobody is left who knows.
+    Gone,
+    /// The lease's subject and what it said, to be worded.
+    Told(Arc<Py<PyAny>>, Answer),
 }
 
 struct LeaseTerms {
     terms: Arc<plain::Terms>,
     lease: plain::Lease,
     receipts: receipts::Key,
-    /// What words the answers that are not sent from here.
-    subject: Py<PyAny>,
-    sold_out: Problem,
+    /// What words the answers that are not given here.
+    subject: Arc<Py<PyAny>>,
+    sold_out: Arc<Problem>,
     sold_out_until: Mutex<Option<Instant>>,
 }
 
@@ -88,72 +97,129 @@ impl Slab {
     }
 }
 
-#[pyclass(frozen, module = "vauchflow_hotpath._native")]
-pub struct Batcher {
+/// The claims of one batcher that wait, and what plain ones are answered with.
+pub struct Claims {
     core: Arc<Core>,
-    create_future: Py<PyAny>,
     slab: Mutex<Slab>,
     terms: Mutex<HashMap<usize, Arc<LeaseTerms>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Answers for futures, which only the loop may resolve.
+    for_futures: Mutex<Vec<(Py<PyAny>, Answer)>>,
 }
 
-impl Batcher {
-    fn slab(&self) -> MutexGuard<'_, Slab> {
-        self.slab.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Claims {
+    fn new(core: Arc<Core>) -> Arc<Self> {
+        let claims = Arc::new(Self {
+            core,
+            slab: Mutex::default(),
+            terms: Mutex::default(),
+            for_futures: Mutex::default(),
+        });
+        let listening = Arc::downgrade(&claims);
+        claims.core.listen(Box::new(move || {
+            if let Some(claims) = listening.upgrade() {
+                claims.deliver();
+            }
+        }));
+        claims
     }
 
-    fn terms(&self) -> MutexGuard<'_, HashMap<usize, Arc<LeaseTerms>>> {
-        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Hand answers to the tasks that wait; those for futures wait for the loop, woken once.
+    fn deliver(&self) {
+        let answers = self.core.take_answers();
+        let waiters: Vec<_> = {
+            let mut slab = lock(&self.slab);
+            answers.into_iter().map(|(ticket, answer)| (slab.take(ticket), answer)).collect()
+        };
+        let mut for_futures = Vec::new();
+        for (waiter, answer) in waiters {
+            match waiter {
+                // A task that is gone has a client that is gone.
+                Some(Waiter::Task(task)) => drop(task.send(answer)),
+                Some(Waiter::Future(future)) => for_futures.push((future, answer)),
+                None => {}
+            }
+        }
+        if for_futures.is_empty() {
+            return;
+        }
+        let mut waiting = lock(&self.for_futures);
+        let were_none = waiting.is_empty();
+        waiting.append(&mut for_futures);
+        drop(waiting);
+        if were_none {
+            self.core.answers.signal();
+        }
     }
 
-    /// Queue an item for a waiter; refused at once, its future is resolved at once.
+    /// Queue an item; refused at once, its waiter comes back.
     fn queue(
         &self,
-        py: Python<'_>,
         slot: usize,
         waiter: Waiter,
         bytes: Box<[u8]>,
-        deadline_ms: i64,
-    ) -> PyResult<()> {
-        let wait = Duration::from_millis(deadline_ms.clamp(0, DEADLINE_MS_MAX) as u64);
-        let ticket = self.slab().put(waiter);
+        wait: Duration,
+    ) -> Result<(), (Option<Waiter>, Answer)> {
+        let ticket = lock(&self.slab).put(waiter);
         let item = Item { ticket, deadline: Instant::now() + wait, bytes };
-        if let Err(refused) = self.core.submit(slot, item) {
-            let waiter = self.slab().take(ticket);
-            waiter.map_or(Ok(()), |waiter| waiter.resolve(py, &Answer::bare(refused)))?;
-        }
-        Ok(())
+        self.core
+            .submit(slot, item)
+            .map_err(|refused| (lock(&self.slab).take(ticket), Answer::bare(refused)))
     }
 
     pub fn has_terms(&self, slot: usize) -> bool {
-        self.terms().contains_key(&slot)
+        lock(&self.terms).contains_key(&slot)
     }
 
-    /// Claim with a plain body: see `Call.send`, which this is one half of.
-    pub fn claim_plain<'py>(
+    /// Claim with a plain body.
+    pub async fn claim_plain(
         &self,
-        py: Python<'py>,
         slot: usize,
         body: &[u8],
         key: Option<&str>,
-        pending: Pending,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Some(lease) = self.terms().get(&slot).cloned() else { return Ok(None) };
-        let Some(ask) = plain::read(&lease.terms, body) else { return Ok(None) };
+        wait: Duration,
+    ) -> Decided {
+        let Some(lease) = lock(&self.terms).get(&slot).cloned() else { return Decided::Left };
+        let Some(ask) = plain::read(&lease.terms, body) else { return Decided::Left };
         if key.is_none() && lease.is_sold_out_now() {
-            pending.refuse(py, &lease.sold_out)?;
-            return Ok(Some(PyBool::new(py, true).to_owned().into_any()));
+            return Decided::SoldOut(lease.sold_out.clone());
         }
-        let Some(kind) = self.core.kind(slot) else { return Ok(None) };
+        let Some(kind) = self.core.kind(slot) else { return Decided::Left };
         let fingerprint = plain::hex(ask.fingerprint(&lease.terms));
         let bytes = kind.item(key.unwrap_or_default(), &fingerprint, &ask.customer, &ask.payload());
-        let future = self.create_future.bind(py).call0()?;
-        let wait_ms = pending.shared.wait.as_millis() as i64;
-        let reply = Some(Box::new(Reply { pending, ask, lease }));
-        let waiter = Waiter { future: future.clone().unbind(), reply };
-        self.queue(py, slot, waiter, bytes, wait_ms)?;
-        Ok(Some(future))
+        let (task, waits) = oneshot::channel();
+        let answer = match self.queue(slot, Waiter::Task(task), bytes, wait) {
+            Err((_, refused)) => refused,
+            Ok(()) => match waits.await {
+                Ok(answer) => answer,
+                Err(_) => return Decided::Gone,
+            },
+        };
+        match answer.outcome {
+            Outcome::Won => {
+                let told = lease.lease.told(answer.seq, answer.remaining, answer.at_ms);
+                Decided::Won(ask.answer(&lease.terms, &told, Some(&lease.receipts)))
+            }
+            Outcome::SoldOut => {
+                *lease.until() = Some(Instant::now() + SOLD_OUT);
+                Decided::SoldOut(lease.sold_out.clone())
+            }
+            Outcome::Overloaded | Outcome::Busy => Decided::Overloaded,
+            Outcome::Expired => Decided::Expired,
+            _ => Decided::Told(lease.subject.clone(), answer),
+        }
     }
+}
+
+#[pyclass(frozen, module = "vauchflow_hotpath._native")]
+pub struct Batcher {
+    core: Arc<Core>,
+    pub claims: Arc<Claims>,
+    create_future: Py<PyAny>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Drop for Batcher {
@@ -195,6 +261,7 @@ impl Batcher {
             None => Arc::new(marks::Marks::open(None)?),
         };
         let core = Arc::new(Core::new(limits, marks)?);
+        let claims = Claims::new(core.clone());
         let server = Server { address, username, password, db };
         let shared = core.clone();
         let thread = std::thread::Builder::new()
@@ -202,9 +269,8 @@ impl Batcher {
             .spawn(move || flight::run(&shared, server))?;
         Ok(Self {
             core,
+            claims,
             create_future: r#loop.getattr("create_future")?.unbind(),
-            slab: Mutex::default(),
-            terms: Mutex::default(),
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -232,7 +298,7 @@ impl Batcher {
     }
 
     fn close_slot(&self, slot: usize) -> PyResult<()> {
-        self.terms().remove(&slot);
+        lock(&self.claims.terms).remove(&slot);
         self.core.close_slot(slot).ok_or_else(no_slot)
     }
 
@@ -259,9 +325,12 @@ impl Batcher {
         let kind = self.core.kind(slot).ok_or_else(no_slot)?;
         let (key, customer) = (key.unwrap_or_default(), customer.unwrap_or_default());
         let bytes = kind.item(key, fingerprint, customer, payload);
+        let wait = Duration::from_millis(deadline_ms.clamp(0, DEADLINE_MS_MAX) as u64);
         let future = self.create_future.bind(py).call0()?;
-        let waiter = Waiter { future: future.clone().unbind(), reply: None };
-        self.queue(py, slot, waiter, bytes, deadline_ms)?;
+        let waiter = Waiter::Future(future.clone().unbind());
+        if let Err((_, refused)) = self.claims.queue(slot, waiter, bytes, wait) {
+            resolve(&future, &refused)?;
+        }
         Ok(future)
     }
 
@@ -282,37 +351,31 @@ impl Batcher {
         let receipts = receipts::Key::new(&receipt_key);
         let lease = plain::Lease { id: lease_uuid(lease_id)?, tag, seq_base };
         let terms = terms.0.clone();
+        let (subject, sold_out) = (Arc::new(subject), Arc::new(sold_out));
         let sold_out_until = Mutex::default();
         let terms = LeaseTerms { terms, lease, receipts, subject, sold_out, sold_out_until };
-        self.terms().insert(slot, Arc::new(terms));
+        lock(&self.claims.terms).insert(slot, Arc::new(terms));
         Ok(())
     }
 
     /// Forget that a lease was sold out: it has grown.
     fn forget_sold_out(&self, slot: usize) {
-        if let Some(lease) = self.terms().get(&slot) {
+        if let Some(lease) = lock(&self.claims.terms).get(&slot) {
             *lease.until() = None;
         }
     }
 
     /// Resolve the futures whose answers have come. The loop calls it when `fileno` is readable.
-    fn drain(&self, py: Python<'_>) -> PyResult<()> {
-        let answers = self.core.drain();
-        let waiting: Vec<_> = {
-            let mut slab = self.slab();
-            answers.into_iter().map(|(ticket, answer)| (slab.take(ticket), answer)).collect()
-        };
-        for (waiter, answer) in waiting {
-            let Some(waiter) = waiter else { continue };
-            let future = waiter.future.bind(py);
-            if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
-                // One future that can't be resolved (its loop is closed) must not starve the rest.
-                if let Err(error) = waiter.resolve(py, &answer) {
-                    error.write_unraisable(py, Some(future));
-                }
+    fn drain(&self, py: Python<'_>) {
+        self.core.answers.clear();
+        let waiting = std::mem::take(&mut *lock(&self.claims.for_futures));
+        for (future, answer) in waiting {
+            let future = future.bind(py);
+            // One future that can't be resolved (its loop is closed) must not starve the rest.
+            if let Err(error) = resolve(future, &answer) {
+                error.write_unraisable(py, Some(future));
             }
         }
-        Ok(())
     }
 
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -352,7 +415,8 @@ impl Batcher {
     }
 }
 
-fn fields<'py>(py: Python<'py>, answer: &Answer) -> PyResult<Bound<'py, PyTuple>> {
+/// The five fields of an answer.
+pub fn fields<'py>(py: Python<'py>, answer: &Answer) -> PyResult<Bound<'py, PyTuple>> {
     let detail = match &answer.detail {
         Some(bytes) => PyBytes::new(py, bytes).into_any(),
         None => py.None().into_bound(py),
@@ -367,38 +431,11 @@ fn fields<'py>(py: Python<'py>, answer: &Answer) -> PyResult<Bound<'py, PyTuple>
     PyTuple::new(py, fields)
 }
 
-impl Waiter {
-    /// Answer: a plain claim's win, "sold out" or 503 is sent, after which its future is None;
-    /// anything else goes to the future, beside the lease's subject where the claim was plain.
-    fn resolve(&self, py: Python<'_>, answer: &Answer) -> PyResult<()> {
-        let result = match &self.reply {
-            None => fields(py, answer)?.into_any().unbind(),
-            Some(reply) => match answer.outcome {
-                Outcome::Won => {
-                    let lease = &reply.lease.lease;
-                    let told = lease.told(answer.seq, answer.remaining, answer.at_ms);
-                    let receipts = Some(&reply.lease.receipts);
-                    let body = reply.ask.answer(&reply.lease.terms, &told, receipts);
-                    reply.pending.win(py, &body)?;
-                    py.None()
-                }
-                Outcome::SoldOut => {
-                    *reply.lease.until() = Some(Instant::now() + SOLD_OUT);
-                    reply.pending.refuse(py, &reply.lease.sold_out)?;
-                    py.None()
-                }
-                Outcome::Overloaded | Outcome::Busy => {
-                    reply.pending.overload(py)?;
-                    py.None()
-                }
-                Outcome::Expired => {
-                    reply.pending.too_late(py)?;
-                    py.None()
-                }
-                _ => (reply.lease.subject.clone_ref(py), fields(py, answer)?).into_py_any(py)?,
-            },
-        };
-        self.future.bind(py).call_method1(intern!(py, "set_result"), (result,))?;
-        Ok(())
+/// Resolve a future that still waits.
+fn resolve(future: &Bound<'_, PyAny>, answer: &Answer) -> PyResult<()> {
+    let py = future.py();
+    if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        future.call_method1(intern!(py, "set_result"), (fields(py, answer)?,))?;
     }
+    Ok(())
 }

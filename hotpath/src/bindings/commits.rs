@@ -2,40 +2,40 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use pyo3::exceptions::{PyOSError, PyValueError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyTuple};
+use pyo3::types::PyTuple;
+use tokio::sync::oneshot;
 
 use super::PlainTerms;
-use super::door::Pending;
+use super::door::Shared;
+use super::plain_call::Told;
 use crate::commits::{self, Columns, Item, Queue, Waiting};
 use crate::plain;
 
+/// What became of a request that was queued.
+pub enum Queued {
+    /// The answer's body.
+    Won(Vec<u8>),
+    /// It waited too long to be sent: nothing was applied.
+    Late,
+    /// Python words it.
+    Told(Told),
+}
+
 struct Waiter {
-    future: Py<PyAny>,
-    pending: Pending,
+    task: Mutex<Option<oneshot::Sender<Queued>>>,
+    shared: Arc<Shared>,
 }
 
 impl Waiter {
-    fn is_waiting(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(!self.future.bind(py).call_method0(intern!(py, "done"))?.is_truthy()?)
-    }
-
-    fn resolve(&self, py: Python<'_>, with: impl for<'p> IntoPyObject<'p>) -> PyResult<()> {
-        if self.is_waiting(py)? {
-            self.future.bind(py).call_method1(intern!(py, "set_result"), (with,))?;
+    /// Tell it once. The client may be gone: what was decided stands.
+    fn tell(&self, what: impl FnOnce() -> Queued) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task.filter(|task| !task.is_closed()) {
+            let _ = task.send(what());
         }
-        Ok(())
-    }
-
-    fn win(&self, py: Python<'_>, body: &[u8]) -> PyResult<()> {
-        if self.is_waiting(py)? {
-            self.pending.win(py, body)?;
-        }
-        self.resolve(py, py.None())
     }
 }
 
@@ -45,16 +45,13 @@ struct State {
 }
 
 /// The plain redeems of one voucher, under one version of its terms, that wait for a commit.
-#[pyclass(frozen, module = "vauchflow_hotpath._native")]
-pub struct CommitQueue {
-    create_future: Py<PyAny>,
-    fly: Py<PyAny>,
+pub struct Redeems {
     subject: Py<PyAny>,
     terms: Arc<plain::Terms>,
     state: Mutex<State>,
 }
 
-impl CommitQueue {
+impl Redeems {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,79 +60,72 @@ impl CommitQueue {
         !self.state().is_closed
     }
 
-    pub fn push<'py>(
+    /// Queue a plain request; nothing when the general way must take it. Beside what it waits for:
+    /// whether nobody flies this queue yet, and the caller must have it begun.
+    pub fn push(
         &self,
-        py: Python<'py>,
         body: &[u8],
         key: Option<&str>,
-        pending: Pending,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if !self.is_open() {
-            return Ok(None);
-        }
-        let Some((ask, fingerprint)) = commits::read(&self.terms, body) else { return Ok(None) };
-        let shared = pending.shared.clone();
-        if shared.queued.load(Ordering::Relaxed) >= shared.queue_max {
-            pending.overload(py)?;
-            return Ok(Some(PyBool::new(py, true).to_owned().into_any()));
+        shared: &Arc<Shared>,
+    ) -> Option<(oneshot::Receiver<Queued>, bool)> {
+        let (ask, fingerprint) = commits::read(&self.terms, body)?;
+        let (task, waits) = oneshot::channel();
+        let mut state = self.state();
+        if state.is_closed {
+            return None;
         }
         shared.queued.fetch_add(1, Ordering::Relaxed);
-        let future = self.create_future.bind(py).call0()?;
-        let begins = self.state().queue.push(Waiting {
+        let begins = state.queue.push(Waiting {
             ask,
             fingerprint,
             key: key.map(str::to_owned),
-            deadline: Instant::now() + shared.wait,
-            waiter: Waiter { future: future.clone().unbind(), pending },
+            deadline: shared.deadline(),
+            waiter: Waiter { task: Mutex::new(Some(task)), shared: shared.clone() },
         });
-        if begins {
-            self.fly.bind(py).call0()?;
-        }
-        Ok(Some(future))
+        Some((waits, begins))
     }
 }
+
+/// A queue as Python has it. `subject` is what words the answers that are not wins.
+#[pyclass(frozen, module = "vauchflow_hotpath._native")]
+pub struct CommitQueue(pub Arc<Redeems>);
 
 #[pymethods]
 impl CommitQueue {
     #[new]
-    fn new(
-        create_future: Py<PyAny>,
-        fly: Py<PyAny>,
-        subject: Py<PyAny>,
-        terms: &PlainTerms,
-    ) -> Self {
+    fn new(subject: Py<PyAny>, terms: &PlainTerms) -> Self {
         let state = State { queue: Queue::default(), is_closed: false };
         let terms = terms.0.clone();
-        Self { create_future, fly, subject, terms, state: Mutex::new(state) }
+        Self(Arc::new(Redeems { subject, terms, state: Mutex::new(state) }))
+    }
+
+    #[getter]
+    fn subject<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        self.0.subject.bind(py).clone()
     }
 
     /// Take no more: what waits is still flown.
     fn close(&self) {
-        self.state().is_closed = true;
+        self.0.state().is_closed = true;
     }
 
     /// Take the next batch; None ends the flying, and the next request begins it anew. Who waited
     /// too long is told so here.
-    fn take(&self, py: Python<'_>, batch_max: usize) -> PyResult<Option<CommitBatch>> {
+    fn take(&self, batch_max: usize) -> PyResult<Option<CommitBatch>> {
         let mut failed = None;
-        let taken = self.state().queue.take(batch_max, &mut |bytes| {
+        let taken = self.0.state().queue.take(batch_max, &mut |bytes| {
             failed = fill(bytes).err();
         });
-        for late in &taken.late {
-            late.pending.shared.queued.fetch_sub(1, Ordering::Relaxed);
-            if late.is_waiting(py)? {
-                late.pending.too_late(py)?;
-            }
-            late.resolve(py, py.None())?;
+        for late in taken.late {
+            late.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            late.tell(|| Queued::Late);
         }
         if let Some(error) = failed {
             return Err(PyOSError::new_err(error));
         }
         let Some(first) = taken.batch.first() else { return Ok(None) };
-        let shared = &first.waiting.waiter.pending.shared;
-        shared.queued.fetch_sub(taken.batch.len(), Ordering::Relaxed);
-        let (subject, terms) = (self.subject.clone_ref(py), self.terms.clone());
-        Ok(Some(CommitBatch { subject, terms, items: taken.batch }))
+        first.waiting.waiter.shared.queued.fetch_sub(taken.batch.len(), Ordering::Relaxed);
+        Ok(Some(CommitBatch { redeems: self.0.clone(), items: taken.batch }))
     }
 }
 
@@ -154,8 +144,7 @@ fn fill(bytes: &mut [u8]) -> std::io::Result<()> {
 /// One batch on its way. Each request in it is answered exactly once; later calls do nothing.
 #[pyclass(frozen, module = "vauchflow_hotpath._native")]
 pub struct CommitBatch {
-    subject: Py<PyAny>,
-    terms: Arc<plain::Terms>,
+    redeems: Arc<Redeems>,
     items: Vec<Item<Waiter>>,
 }
 
@@ -169,18 +158,6 @@ impl CommitBatch {
         let item = self.items.get(at);
         let item = item.ok_or_else(|| PyValueError::new_err("no such request in the batch"))?;
         Ok(&item.waiting.waiter)
-    }
-
-    fn win(
-        &self,
-        py: Python<'_>,
-        item: &Item<Waiter>,
-        seq: u64,
-        remaining: Option<i64>,
-        at_ms: i64,
-    ) -> PyResult<()> {
-        let told = plain::Told { id: item.id, seq, remaining, at_ms };
-        item.waiting.waiter.win(py, &item.waiting.ask.answer(&self.terms, &told, None))
     }
 }
 
@@ -217,7 +194,6 @@ impl CommitBatch {
     /// falls from `remaining`.
     fn win_from(
         &self,
-        py: Python<'_>,
         start: usize,
         end: usize,
         seq: u64,
@@ -225,23 +201,24 @@ impl CommitBatch {
         at_ms: i64,
     ) -> PyResult<()> {
         for (place, item) in self.part(start, end)?.iter().enumerate() {
-            let remaining = remaining.map(|left| left - place as i64);
-            self.win(py, item, seq + place as u64, remaining, at_ms)?;
+            let (seq, remaining) = (seq + place as u64, remaining.map(|left| left - place as i64));
+            let told = plain::Told { id: item.id, seq, remaining, at_ms };
+            let ask = &item.waiting.ask;
+            item.waiting.waiter.tell(|| Queued::Won(ask.answer(&self.redeems.terms, &told, None)));
         }
         Ok(())
     }
 
     /// Hand the request at this place, with the queue's subject, to who words its answer.
     fn tell(&self, py: Python<'_>, at: usize, decision: Py<PyAny>) -> PyResult<()> {
-        self.waiter(at)?.resolve(py, (self.subject.clone_ref(py), decision))
+        let subject = self.redeems.subject.clone_ref(py);
+        self.waiter(at)?.tell(|| Queued::Told(Told::Redeem(subject, decision)));
+        Ok(())
     }
 
     /// Raise an error to the request at this place.
-    fn fail(&self, py: Python<'_>, at: usize, error: Py<PyAny>) -> PyResult<()> {
-        let waiter = self.waiter(at)?;
-        if waiter.is_waiting(py)? {
-            waiter.future.bind(py).call_method1(intern!(py, "set_exception"), (error,))?;
-        }
+    fn fail(&self, at: usize, error: Py<PyAny>) -> PyResult<()> {
+        self.waiter(at)?.tell(|| Queued::Told(Told::Failed(error)));
         Ok(())
     }
 }

@@ -1,24 +1,35 @@
 //! The hot doors of one worker: a request whose address, key and body are plain is taken, decided
-//! and answered without a Python object of its own. Everything else is left to the general way.
+//! and answered without the interpreter. Everything else is left to the general way.
 //!
 //! What is taken here was learnt from there: the general way resolved the key and the address once,
-//! and says what they mean. Every part can go stale alone and is asked again each time: the key by
-//! the caller it stands for, a lease by its slot, a voucher's terms by `PostgreSQL` itself.
+//! and says what they mean. Every part can go stale alone: a key that is revoked is forgotten here,
+//! a lease is asked by its slot, a voucher's terms by `PostgreSQL` itself.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use pyo3::intern;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use tokio::sync::oneshot;
 
-use super::batcher::Batcher;
-use super::commits::CommitQueue;
+use super::batcher::{Batcher, Claims, Decided};
+use super::commits::{CommitQueue, Queued, Redeems};
+use super::plain_call::{Own, PlainCall, Told};
+use crate::listener::Hot;
+use crate::upstream::Failure;
+use crate::wake::Wake;
 
 /// Addresses and keys that are remembered: those that are busy at this moment.
 const LEARNT_MAX: usize = 20_000;
+/// Keys that are remembered of one address; the busy ones are learnt again.
+const KEYS_MAX: usize = 16;
 /// A plain body has two references, an order id and an amount.
 const BODY_BYTES_MAX: u64 = 4_096;
 const BEARER: &str = "Bearer ";
@@ -29,119 +40,45 @@ const BUCKETS_US: [u64; 12] = [
     1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
     5_000_000,
 ];
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Route {
+pub enum Route {
     Redeem,
     Claim,
 }
 
-enum Target {
-    Claim { batcher: Py<Batcher>, slot: usize },
-    Redeem { queue: Py<CommitQueue> },
+impl Route {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Redeem => "redeem",
+            Self::Claim => "claim",
+        }
+    }
 }
 
-struct Learnt {
-    authorization: String,
-    token: Py<PyBytes>,
-    caller: Py<PyAny>,
-    route: Route,
+enum Target {
+    Claim { claims: Arc<Claims>, slot: usize },
+    Redeem { redeems: Arc<Redeems> },
+}
+
+pub struct Learnt {
+    pub path: String,
+    pub authorization: String,
+    pub route: Route,
     target: Target,
 }
 
 /// What was answered since it was last asked for.
 #[derive(Default, Clone)]
 struct Tally {
-    won: u64,
-    refused: u64,
-    busy: u64,
+    by_status: [u64; 3],
     buckets: [u64; BUCKETS_US.len() + 1],
     sum_us: u64,
 }
 
-/// What requests under way share with their door.
-pub struct Shared {
-    /// Waiting for a shared commit, over all queues.
-    pub queued: AtomicUsize,
-    pub queue_max: usize,
-    pub wait: Duration,
-    process: String,
-    number: AtomicU64,
-    win_headers: Vec<Py<PyTuple>>,
-    refusal_headers: Vec<Py<PyTuple>>,
-    busy_headers: Vec<Py<PyTuple>>,
-    overloaded: Problem,
-    late: Problem,
-    tallies: Mutex<[Tally; 2]>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One request that waits for its answer.
-pub struct Pending {
-    pub shared: Arc<Shared>,
-    protocol: Py<PyAny>,
-    request_id: String,
-    route: Route,
-    began: Instant,
-}
-
-impl Pending {
-    /// Send a win. The client may be gone: what was decided stands.
-    pub fn win(&self, py: Python<'_>, body: &[u8]) -> PyResult<()> {
-        self.send(py, 200, &self.shared.win_headers, body)
-    }
-
-    /// Send a refusal, whose text has the request's id in one place.
-    pub fn refuse(&self, py: Python<'_>, problem: &Problem) -> PyResult<()> {
-        self.send(py, 409, &self.shared.refusal_headers, &self.text(problem))
-    }
-
-    /// Say that too many wait: nothing was applied.
-    pub fn overload(&self, py: Python<'_>) -> PyResult<()> {
-        self.send(py, 503, &self.shared.busy_headers, &self.text(&self.shared.overloaded))
-    }
-
-    /// Say that it waited too long to be sent: nothing was applied.
-    pub fn too_late(&self, py: Python<'_>) -> PyResult<()> {
-        self.send(py, 503, &self.shared.busy_headers, &self.text(&self.shared.late))
-    }
-
-    fn text(&self, problem: &Problem) -> Vec<u8> {
-        [&*problem.head, self.request_id.as_bytes(), &*problem.tail].concat()
-    }
-
-    fn send(
-        &self,
-        py: Python<'_>,
-        status: u16,
-        headers: &[Py<PyTuple>],
-        body: &[u8],
-    ) -> PyResult<()> {
-        let id = (intern!(py, "x-request-id"), PyString::new(py, &self.request_id));
-        let pairs = PyList::new(py, [id.into_pyobject(py)?])?;
-        for pair in headers {
-            pairs.append(pair.bind(py))?;
-        }
-        let body = PyBytes::new(py, body);
-        let protocol = self.protocol.bind(py);
-        let _ = protocol.call_method1(intern!(py, "response_bytes"), (status, pairs, body));
-        let took_us = self.began.elapsed().as_micros() as u64;
-        let tally = &mut lock(&self.shared.tallies)[self.route as usize];
-        *match status {
-            200 => &mut tally.won,
-            409 => &mut tally.refused,
-            _ => &mut tally.busy,
-        } += 1;
-        tally.buckets[BUCKETS_US.partition_point(|bound| *bound < took_us)] += 1;
-        tally.sum_us += took_us;
-        Ok(())
-    }
-}
-
-/// A refusal as JSON text before and after the request's id.
+/// A problem as JSON text before and after the request's id.
 #[derive(FromPyObject)]
 pub struct Problem {
     #[pyo3(item(0))]
@@ -150,179 +87,277 @@ pub struct Problem {
     tail: Vec<u8>,
 }
 
-#[pyclass(frozen, module = "vauchflow_hotpath._native")]
-pub struct Door {
-    shared: Arc<Shared>,
-    callers: Py<PyDict>,
-    learnt: Mutex<HashMap<String, Vec<Arc<Learnt>>>>,
+/// The problems that need nothing but the request's id.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Problems {
+    /// 503: too many wait.
+    overloaded: Problem,
+    /// 503: it waited too long to be sent.
+    late: Problem,
+    /// 503: nobody listens behind.
+    away: Problem,
+    /// 504: it may have been applied.
+    unknown: Problem,
+    /// 400: the body did not arrive.
+    slow: Problem,
 }
 
-#[pymethods]
-impl Door {
-    #[new]
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        callers: Py<PyDict>,
-        process: String,
-        win_headers: Vec<Py<PyTuple>>,
-        refusal_headers: Vec<Py<PyTuple>>,
-        busy_headers: Vec<Py<PyTuple>>,
-        overloaded: Problem,
-        late: Problem,
-        queue_max: usize,
-        wait_ms: u64,
-    ) -> Self {
-        let shared = Shared {
-            queued: AtomicUsize::new(0),
-            queue_max,
-            wait: Duration::from_millis(wait_ms),
-            process,
-            number: AtomicU64::new(0),
-            win_headers,
-            refusal_headers,
-            busy_headers,
-            overloaded,
-            late,
-            tallies: Mutex::default(),
-        };
-        Self { shared: Arc::new(shared), callers, learnt: Mutex::default() }
-    }
+/// What all requests of a worker share.
+pub struct Shared {
+    learnt: RwLock<HashMap<String, Vec<Arc<Learnt>>>>,
+    process: String,
+    number: AtomicU64,
+    /// Waiting for a shared commit, over all queues.
+    pub queued: AtomicUsize,
+    queue_max: usize,
+    wait: Duration,
+    win_headers: HeaderMap,
+    problem_headers: HeaderMap,
+    problems: Problems,
+    tallies: Mutex<[Tally; 2]>,
+    /// What the loop has to do, and what wakes it for that.
+    asked: Mutex<Asked>,
+    wake: Wake,
+}
 
-    /// Take the claims that a key sends to an address to a lease's slot.
-    fn learn_claim(
-        &self,
-        path: String,
-        token: &Bound<'_, PyBytes>,
-        caller: Py<PyAny>,
-        batcher: Py<Batcher>,
-        slot: usize,
-    ) {
-        self.learn(path, token, caller, Target::Claim { batcher, slot });
-    }
+#[derive(Default)]
+struct Asked {
+    to_fly: Vec<Arc<Redeems>>,
+    to_word: Vec<PlainCall>,
+}
 
-    /// Take the redeems that a key sends to an address to a voucher's queue.
-    fn learn_redeem(
-        &self,
-        path: String,
-        token: &Bound<'_, PyBytes>,
-        caller: Py<PyAny>,
-        queue: Py<CommitQueue>,
-    ) {
-        self.learn(path, token, caller, Target::Redeem { queue });
-    }
-
-    /// Whether what a key sends to an address is taken, as far as one can tell beforehand.
-    fn knows(&self, path: &str, token: &[u8]) -> bool {
-        let learnt = lock(&self.learnt);
-        let is_it = |one: &&Arc<Learnt>| one.authorization.as_bytes()[BEARER.len()..] == *token;
-        let found = learnt.get(path).and_then(|known| known.iter().find(is_it));
-        found.is_some_and(|learnt| match &learnt.target {
-            Target::Claim { batcher, slot } => batcher.get().has_terms(*slot),
-            Target::Redeem { queue } => queue.get().is_open(),
-        })
-    }
-
-    /// Take a request that can go the plain way; None leaves it, untouched, to the general way.
-    fn begin(&self, scope: &Bound<'_, PyAny>) -> PyResult<Option<Call>> {
-        let py = scope.py();
-        let path = scope.getattr(intern!(py, "path"))?;
-        let path = path.cast::<PyString>()?.to_str()?;
-        let Some(candidates) = lock(&self.learnt).get(path).cloned() else { return Ok(None) };
-        let headers = Headers(scope.getattr(intern!(py, "headers"))?);
-        let Some(authorization) = headers.get(intern!(py, "authorization"))? else {
-            return Ok(None);
-        };
-        let authorization = authorization.to_str()?;
-        let Some(learnt) = candidates.into_iter().find(|one| one.authorization == authorization)
-        else {
-            return Ok(None);
-        };
-        let known = self.callers.bind(py).get_item(&learnt.token)?;
-        let is_post = scope.getattr(intern!(py, "method"))?.eq(intern!(py, "POST"))?;
-        if !is_post || !known.is_some_and(|known| known.is(&learnt.caller)) {
-            return Ok(None);
-        }
-        let json = headers.get(intern!(py, "content-type"))?;
-        let bytes = headers.get(intern!(py, "content-length"))?;
-        let is_json =
-            matches!(json.as_ref().map(|text| text.to_str()), Some(Ok("application/json")));
-        let is_small = match &bytes {
-            Some(text) => text.to_str()?.parse::<u64>().is_ok_and(|n| n <= BODY_BYTES_MAX),
-            None => false,
-        };
-        if !is_json || !is_small {
-            return Ok(None);
-        }
-        let name = intern!(py, "idempotency-key");
-        let key = match headers.get(name)? {
-            Some(key) if is_plain_key(key.to_str()?) => Some(key.to_str()?.to_owned()),
-            Some(_) => return Ok(None),
-            // A header that is not ASCII is there and cannot be had.
-            None if headers.0.contains(name)? => return Ok(None),
-            None => None,
-        };
-        let request_id = match headers.get(intern!(py, "x-request-id"))? {
-            Some(id) if is_request_id(id.to_str()?) => id.to_str()?.to_owned(),
-            _ => self.new_request_id(),
-        };
-        let shared = self.shared.clone();
-        Ok(Some(Call { shared, learnt, key, request_id, began: Instant::now() }))
-    }
-
-    /// What was answered since the last call, for each route that answered: its name, how many by
-    /// status (200, 409, 503), by bucket of latency, and the sum of microseconds.
-    fn tallied(&self) -> Vec<(&'static str, [u64; 3], Vec<u64>, u64)> {
-        let tallies = std::mem::take(&mut *lock(&self.shared.tallies));
-        let named = ["redeem", "claim"].into_iter().zip(tallies);
-        named
-            .map(|(name, tally)| {
-                let statuses = [tally.won, tally.refused, tally.busy];
-                (name, statuses, tally.buckets.to_vec(), tally.sum_us)
-            })
-            .filter(|(_, statuses, _, _)| statuses.iter().any(|count| *count > 0))
-            .collect()
+impl Asked {
+    fn is_empty(&self) -> bool {
+        self.to_fly.is_empty() && self.to_word.is_empty()
     }
 }
 
-impl Door {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
     /// A request id that nobody else has: the process, and a number of its own.
     fn new_request_id(&self) -> String {
-        let number = self.shared.number.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{}{number:012X}", self.shared.process)
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{}{number:012X}", self.process)
     }
 
-    fn learn(&self, path: String, token: &Bound<'_, PyBytes>, caller: Py<PyAny>, target: Target) {
-        let new = Learnt {
-            authorization: format!("{BEARER}{}", String::from_utf8_lossy(token.as_bytes())),
-            token: token.clone().unbind(),
-            caller,
-            route: if path.ends_with("/claim") { Route::Claim } else { Route::Redeem },
-            target,
-        };
-        let mut learnt = lock(&self.learnt);
-        if learnt.len() >= LEARNT_MAX {
-            // Any half will do: what is busy is learnt again by its next request.
-            let mut stays = false;
-            learnt.retain(|_, _| {
-                stays = !stays;
-                stays
-            });
+    fn find(&self, path: &str, authorization: &[u8]) -> Option<Arc<Learnt>> {
+        let learnt = self.learnt.read().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |one: &&Arc<Learnt>| one.authorization.as_bytes() == authorization;
+        learnt.get(path)?.iter().find(is_it).cloned()
+    }
+
+    fn change<T>(&self, act: impl FnOnce(&mut HashMap<String, Vec<Arc<Learnt>>>) -> T) -> T {
+        act(&mut self.learnt.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Have the loop do something; it is woken once for all it has not seen yet.
+    fn ask(&self, add: impl FnOnce(&mut Asked)) {
+        let mut asked = lock(&self.asked);
+        let were_none = asked.is_empty();
+        add(&mut asked);
+        drop(asked);
+        if were_none {
+            self.wake.signal();
         }
-        let known = learnt.entry(path).or_default();
-        known.retain(|one| one.authorization != new.authorization);
-        // Many keys at one address: the busy ones are learnt again.
-        known.truncate(15);
-        known.push(Arc::new(new));
+    }
+
+    fn problem(
+        &self,
+        status: StatusCode,
+        problem: &Problem,
+        request_id: &str,
+    ) -> Response<Full<Bytes>> {
+        let body = [&*problem.head, request_id.as_bytes(), &*problem.tail].concat();
+        let mut response = answer(status, &self.problem_headers, request_id, body);
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+
+    fn tally(&self, route: Route, status: StatusCode, began: Instant) {
+        let took_us = began.elapsed().as_micros() as u64;
+        let tally = &mut lock(&self.tallies)[route as usize];
+        tally.by_status[match status.as_u16() {
+            200 => 0,
+            409 => 1,
+            _ => 2,
+        }] += 1;
+        tally.buckets[BUCKETS_US.partition_point(|bound| *bound < took_us)] += 1;
+        tally.sum_us += took_us;
     }
 }
 
-struct Headers<'py>(Bound<'py, PyAny>);
+/// A request that was taken: its body is read next.
+pub struct Taken {
+    learnt: Arc<Learnt>,
+    key: Option<String>,
+    request_id: String,
+    began: Instant,
+}
 
-impl<'py> Headers<'py> {
-    fn get(&self, name: &Bound<'py, PyString>) -> PyResult<Option<Bound<'py, PyString>>> {
-        let value = self.0.call_method1(intern!(self.0.py(), "get"), (name,))?;
-        Ok(value.cast_into::<PyString>().ok())
+/// What became of a request that was taken.
+enum End {
+    Won(Vec<u8>),
+    Refused(Problemed),
+    Busy,
+    Late,
+    Unknown,
+    /// Python words it.
+    Told(Told),
+    /// It goes the general way, and nothing was done.
+    Left,
+}
+
+/// A lease's own refusal, kept alive while it is answered.
+type Problemed = Arc<Problem>;
+
+impl Hot for Shared {
+    type Taken = Taken;
+    const BODY_BYTES_MAX: u64 = BODY_BYTES_MAX;
+
+    fn take(&self, head: &Parts) -> Option<Taken> {
+        let headers = &head.headers;
+        // An address in other spelling is decoded by the general way, and a learnt one has none.
+        let learnt = self.find(head.uri.path(), headers.get(header::AUTHORIZATION)?.as_bytes())?;
+        let is_plain = head.method == Method::POST
+            && headers.get(header::CONTENT_TYPE)?.as_bytes() == b"application/json"
+            && length(headers)? <= BODY_BYTES_MAX;
+        if !is_plain {
+            return None;
+        }
+        let key = match headers.get(IDEMPOTENCY_KEY) {
+            None => None,
+            Some(key) => Some(key.to_str().ok().filter(|key| is_plain_key(key))?.to_owned()),
+        };
+        let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        let request_id = given
+            .filter(|id| is_request_id(id))
+            .map_or_else(|| self.new_request_id(), str::to_owned);
+        Some(Taken { learnt, key, request_id, began: Instant::now() })
     }
+
+    async fn decide(self: &Arc<Self>, taken: Taken, body: &Bytes) -> Option<Response<Full<Bytes>>> {
+        let key = taken.key.as_deref();
+        let end = match &taken.learnt.target {
+            Target::Claim { claims, slot } => self.claim(claims, *slot, body, key).await,
+            Target::Redeem { redeems } => self.redeem(redeems, body, key).await,
+        };
+        let id = &*taken.request_id;
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        let response = match end {
+            End::Left => return None,
+            End::Won(body) => answer(StatusCode::OK, &self.win_headers, id, body),
+            End::Refused(problem) => self.problem(StatusCode::CONFLICT, &problem, id),
+            End::Busy => self.problem(unavailable, &self.problems.overloaded, id),
+            End::Late => self.problem(unavailable, &self.problems.late, id),
+            End::Unknown => self.unknown(id),
+            // What Python answers it counts itself.
+            End::Told(told) => return Some(self.word(taken, body.clone(), told).await),
+        };
+        self.tally(taken.learnt.route, response.status(), taken.began);
+        Some(response)
+    }
+
+    fn too_slow(&self) -> Response<Full<Bytes>> {
+        self.problem(StatusCode::BAD_REQUEST, &self.problems.slow, &self.new_request_id())
+    }
+
+    fn failed(&self, failure: Failure) -> Response<Full<Bytes>> {
+        let id = self.new_request_id();
+        match failure {
+            Failure::NotSent => {
+                self.problem(StatusCode::SERVICE_UNAVAILABLE, &self.problems.away, &id)
+            }
+            Failure::Unanswered => self.unknown(&id),
+        }
+    }
+}
+
+impl Shared {
+    fn unknown(&self, id: &str) -> Response<Full<Bytes>> {
+        self.problem(StatusCode::GATEWAY_TIMEOUT, &self.problems.unknown, id)
+    }
+
+    async fn claim(&self, claims: &Claims, slot: usize, body: &[u8], key: Option<&str>) -> End {
+        match claims.claim_plain(slot, body, key, self.wait).await {
+            Decided::Left => End::Left,
+            Decided::Won(body) => End::Won(body),
+            Decided::SoldOut(problem) => End::Refused(problem),
+            Decided::Overloaded => End::Busy,
+            Decided::Expired => End::Late,
+            Decided::Gone => End::Unknown,
+            Decided::Told(subject, answer) => End::Told(Told::Claim(subject, answer)),
+        }
+    }
+
+    async fn redeem(
+        self: &Arc<Self>,
+        redeems: &Arc<Redeems>,
+        body: &[u8],
+        key: Option<&str>,
+    ) -> End {
+        if self.queued.load(Ordering::Relaxed) >= self.queue_max && redeems.is_open() {
+            return End::Busy;
+        }
+        let Some((waits, begins)) = redeems.push(body, key, self) else { return End::Left };
+        if begins {
+            self.ask(|asked| asked.to_fly.push(redeems.clone()));
+        }
+        match waits.await {
+            Ok(Queued::Won(body)) => End::Won(body),
+            Ok(Queued::Late) => End::Late,
+            Ok(Queued::Told(told)) => End::Told(told),
+            Err(_) => End::Unknown,
+        }
+    }
+
+    /// Have Python word an answer; what it forgets to answer may have been applied.
+    async fn word(
+        self: &Arc<Self>,
+        taken: Taken,
+        body: Bytes,
+        told: Told,
+    ) -> Response<Full<Bytes>> {
+        let (replies, reply) = oneshot::channel();
+        let request_id = taken.request_id.clone();
+        let call = PlainCall::new(taken.learnt, taken.key, taken.request_id, body, told, replies);
+        self.ask(|asked| asked.to_word.push(call));
+        let Ok(Own { status, headers, body }) = reply.await else {
+            return self.unknown(&request_id);
+        };
+        let mut response = Response::new(Full::new(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.wait
+    }
+}
+
+fn answer(
+    status: StatusCode,
+    headers: &HeaderMap,
+    request_id: &str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    headers.clone_into(response.headers_mut());
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A key that means itself: no quotes around it, nothing to strip.
@@ -336,41 +371,135 @@ fn is_request_id(id: &str) -> bool {
     (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(is_plain)
 }
 
-/// A request that was taken: its body is read next.
+/// Headers as pairs of text.
+pub fn header_map(pairs: Vec<(String, String)>) -> PyResult<HeaderMap> {
+    let mut headers = HeaderMap::with_capacity(pairs.len() + 2);
+    for (name, value) in pairs {
+        let name = name.parse::<HeaderName>().map_err(|e| PyValueError::new_err(e.to_string()))?;
+        let value =
+            value.parse().map_err(|_| PyValueError::new_err(format!("{name} is no text")))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
 #[pyclass(frozen, module = "vauchflow_hotpath._native")]
-pub struct Call {
-    shared: Arc<Shared>,
-    learnt: Arc<Learnt>,
-    key: Option<String>,
-    #[pyo3(get)]
-    request_id: String,
-    began: Instant,
+pub struct Door {
+    pub shared: Arc<Shared>,
 }
 
 #[pymethods]
-impl Call {
-    /// Decide it. A future: await it; None from it says that the answer was sent, anything else is
-    /// to be worded. True: the answer was sent at once. None: this body must go the general way,
-    /// and nothing was done.
-    fn send<'py>(
-        &self,
-        py: Python<'py>,
-        body: &[u8],
-        protocol: Py<PyAny>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let pending = Pending {
-            shared: self.shared.clone(),
-            protocol,
-            request_id: self.request_id.clone(),
-            route: self.learnt.route,
-            began: self.began,
+impl Door {
+    #[new]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        process: String,
+        win_headers: Vec<(String, String)>,
+        problem_headers: Vec<(String, String)>,
+        problems: Problems,
+        queue_max: usize,
+        wait_ms: u64,
+    ) -> PyResult<Self> {
+        let shared = Shared {
+            learnt: RwLock::default(),
+            process,
+            number: AtomicU64::new(0),
+            queued: AtomicUsize::new(0),
+            queue_max,
+            wait: Duration::from_millis(wait_ms),
+            win_headers: header_map(win_headers)?,
+            problem_headers: header_map(problem_headers)?,
+            problems,
+            tallies: Mutex::default(),
+            asked: Mutex::default(),
+            wake: Wake::new()?,
         };
-        let key = self.key.as_deref();
-        match &self.learnt.target {
-            Target::Claim { batcher, slot } => {
-                batcher.get().claim_plain(py, *slot, body, key, pending)
-            }
-            Target::Redeem { queue } => queue.get().push(py, body, key, pending),
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Readable when `drain` has something to do.
+    fn fileno(&self) -> i32 {
+        self.shared.wake.fd()
+    }
+
+    /// Queues whose flying must begin, and requests whose answers want wording, since the last
+    /// call. The loop calls it when `fileno` is readable.
+    fn drain(&self) -> (Vec<CommitQueue>, Vec<PlainCall>) {
+        self.shared.wake.clear();
+        let Asked { to_fly, to_word } = std::mem::take(&mut *lock(&self.shared.asked));
+        (to_fly.into_iter().map(CommitQueue).collect(), to_word)
+    }
+
+    /// Take the claims that a key sends to an address to a lease's slot.
+    fn learn_claim(&self, path: String, token: &[u8], batcher: &Batcher, slot: usize) {
+        self.learn(path, token, Target::Claim { claims: batcher.claims.clone(), slot });
+    }
+
+    /// Take the redeems that a key sends to an address to a voucher's queue.
+    fn learn_redeem(&self, path: String, token: &[u8], queue: &CommitQueue) {
+        self.learn(path, token, Target::Redeem { redeems: queue.0.clone() });
+    }
+
+    /// Whether what a key sends to an address is taken, as far as one can tell beforehand.
+    fn knows(&self, path: &str, token: &[u8]) -> bool {
+        let found = self.shared.find(path, &[BEARER.as_bytes(), token].concat());
+        found.is_some_and(|learnt| match &learnt.target {
+            Target::Claim { claims, slot } => claims.has_terms(*slot),
+            Target::Redeem { redeems } => redeems.is_open(),
+        })
+    }
+
+    /// Take nothing more that a key sends; what it let in before is still decided.
+    fn forget(&self, token: &[u8]) {
+        let authorization = [BEARER.as_bytes(), token].concat();
+        self.shared.change(|learnt| {
+            learnt.retain(|_, known| {
+                known.retain(|one| one.authorization.as_bytes() != authorization);
+                !known.is_empty()
+            });
+        });
+    }
+
+    /// What was answered since the last call, for each route that answered: its name, how many by
+    /// status (200, 409, 503 and 504), by bucket of latency, and the sum of microseconds.
+    fn tallied(&self) -> Vec<(&'static str, [u64; 3], Vec<u64>, u64)> {
+        let tallies = std::mem::take(&mut *lock(&self.shared.tallies));
+        let named = [Route::Redeem, Route::Claim].into_iter().zip(tallies);
+        named
+            .filter(|(_, tally)| tally.by_status.iter().any(|count| *count > 0))
+            .map(|(route, tally)| {
+                (route.name(), tally.by_status, tally.buckets.to_vec(), tally.sum_us)
+            })
+            .collect()
+    }
+}
+
+impl Door {
+    fn learn(&self, path: String, token: &[u8], target: Target) {
+        let new = Learnt {
+            authorization: format!("{BEARER}{}", String::from_utf8_lossy(token)),
+            route: if path.ends_with("/claim") { Route::Claim } else { Route::Redeem },
+            path,
+            target,
+        };
+        // Requests come with the address as it was written: a sign that was decoded would be
+        // another address there.
+        if new.path.contains('%') || !new.path.is_ascii() {
+            return;
         }
+        self.shared.change(|learnt| {
+            if learnt.len() >= LEARNT_MAX {
+                // Any half will do: what is busy is learnt again by its next request.
+                let mut stays = false;
+                learnt.retain(|_, _| {
+                    stays = !stays;
+                    stays
+                });
+            }
+            let known = learnt.entry(new.path.clone()).or_default();
+            known.retain(|one| one.authorization != new.authorization);
+            known.truncate(KEYS_MAX - 1);
+            known.push(Arc::new(new));
+        });
     }
 }

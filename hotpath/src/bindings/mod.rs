@@ -8,6 +8,8 @@
 mod batcher;
 mod commits;
 mod door;
+mod listener;
+mod plain_call;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -174,7 +176,11 @@ mod _native {
     #[pymodule_export]
     use super::commits::{CommitBatch, CommitQueue};
     #[pymodule_export]
-    use super::door::{Call, Door};
+    use super::door::Door;
+    #[pymodule_export]
+    use super::listener::Listener;
+    #[pymodule_export]
+    use super::plain_call::PlainCall;
     #[pymodule_export]
     use super::{Marks, PlainTerms, read_marks, settle_columns};
     #[pymodule_export]
