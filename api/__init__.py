@@ -34,6 +34,8 @@ the nouns
   flash_sales     /v1/flash-sales
   gift_cards      /v1/gift-cards
   liability       /v1/gift-cards/liability
+  referral_programs  /v1/referral-programs
+  referrals       /v1/referrals
   api_keys        /v1/api-keys
   analytics       /v1/analytics
   health          /healthz and /readyz

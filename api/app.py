@@ -30,6 +30,8 @@ from api import (
     metrics,
     qualifications,
     redemptions,
+    referral_programs,
+    referrals,
     segments,
     vouchers,
 )
@@ -53,6 +55,8 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     *flash_sales.ROUTES,
     *gift_cards.ROUTES,
     *liability.ROUTES,
+    *referral_programs.ROUTES,
+    *referrals.ROUTES,
     *api_keys.ROUTES,
     *analytics.ROUTES,
     *health.ROUTES,

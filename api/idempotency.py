@@ -58,11 +58,15 @@ class Write:
         """Whether an earlier request with this key did the work; its answer is repeated."""
         return self._once is not None and self._once.stored is not None
 
-    def answer(self, status: int, value: Any, *, kept: Any = None) -> None:
+    def answer(self, status: int, value: Any, *, kept: Any = None, commits: bool = False) -> None:
         """Hand over what to answer, and what to keep where that must not hold a secret.
 
-        A refusal rolls the transaction back and is not kept.
+        A refusal is not kept, and rolls the transaction back unless it `commits` what was written
+        about it.
         """
+        if isinstance(value, Refusal) and commits:
+            self._answer = self._problems.of_refusal(value, self._request_id)
+            return
         if isinstance(value, Refusal):
             raise idempotency.Refused(value)
         assert self._once is not None

@@ -10,6 +10,7 @@ import msgspec
 
 from api.errors import Answer, Problems
 from core.api_keys import KeyCache
+from core.attributions import People
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.flash_sales import SaleDesk
@@ -86,6 +87,7 @@ class Services:
         self.problems = Problems(settings.base_url)
         self.receipts = Signer(settings.secret)
         self.vault = Vault(settings.secret)
+        self.people = People(settings.secret)
         self.database: Database
         self.keys: KeyCache
         self.doors: HotDoors | None = None

@@ -13,7 +13,7 @@ from api.docs import shape
 from api.flash_sales import desk_of
 from api.gift_cards import asker_of
 from api.lifespan import Services
-from core import checkouts, ids, lookups, receipts, redemptions
+from core import checkouts, conversions, ids, lookups, receipts, redemptions
 from core.api_keys import Caller
 from core.checkouts import Checkout, NewCheckout
 from core.errors import Invalid, NotFound, Refusal
@@ -211,6 +211,7 @@ async def _rolled_back(
             if isinstance(done, Refusal):
                 work.answer(200, done)
             await ledger.refund_redemption(work.conn, caller, redemption_id, reason)
+            await conversions.reverse_redemption(work.conn, caller, redemption_id, reason)
             work.answer(200, await redemptions.shown(work.conn, caller, redemption_id))
     if isinstance(done, redemptions.RolledBack):
         await desk_of(request).leases.give_back(caller.project_id, redemption_id, done)

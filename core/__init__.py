@@ -34,6 +34,11 @@ operations
   redemptions     pricing, reading and rolling back redemptions
   imports         vouchers from elsewhere, with a report
   customers       who redeems: register, export, erase
+  attributions    who came through whom, and whether that is believed
+  conversions     a referral comes true: both sides rewarded, or taken back
+  referrals       who referred whom, and how far it has come
+  referral_rewards  what a referral earns each side, once
+  referral_programs  the terms of referrals, and customers' codes
   gift_cards      stored value in a ledger of its own
   liability       what is owed to the holders of gift cards, by day
   publications    codes of campaigns that are given to customers one by one

@@ -47,6 +47,7 @@ REFUSALS: Final = _register(
         ("already_rolled_back", "The redemption was rolled back before."),
         ("self_referral", "A customer cannot refer themselves."),
         ("already_attributed", "This customer was referred before."),
+        ("attribution_expired", "The time to convert this referral is over."),
         ("rollback_window_passed", "The redemption is too old to be rolled back."),
         ("hold_expired", "The hold ran out before it was confirmed."),
         ("not_combinable", "One of these codes does not combine with the others."),

@@ -59,7 +59,7 @@ INVARIANTS: Final = {
     "I8": "sold out is said only when every unit can be gone",
     "I9": "read = inserted + replayed + same key + quarantined",
     "I10": "Redis and the ledger agree how far a sale is",
-    "I11": "a gift card is the sum of its entries, and every entry has its counterpart",
+    "I11": "gift cards are the sums of their entries, referrals reward each side once",
     "I12": "no row is another project's, and the wall between projects stands",
     "I13": "the figures shown are the ledger's",
 }
@@ -77,6 +77,7 @@ class Totals(msgspec.Struct, frozen=True):
     customers: int
     gift_cards: int
     gift_card_transactions: int
+    rewards: int
     quarantined: int
     burned: int
     read_count: int
@@ -322,6 +323,7 @@ async def _check_ledger(
             "verify.customers",
             "verify.budgets",
             "verify.gift_cards",
+            "verify.referrals",
             "verify.strangers",
         ):
             report.add_offenders(await db.many(conn, name, Offender, **scope))
@@ -343,7 +345,8 @@ async def _check_ledger(
     report.checked(
         "I11",
         f"{_many(totals.gift_cards, 'gift card')}, "
-        f"{_many(totals.gift_card_transactions, 'transaction')}",
+        f"{_many(totals.gift_card_transactions, 'transaction')}, "
+        f"{_many(totals.rewards, 'reward')}",
     )
     report.checked("I12", f"{_many(totals.redemptions, 'redemption')} and their parents")
     report.checked("I9", f"{totals.read_count:,} read, {totals.replayed_count:,} of them replayed")
@@ -546,7 +549,7 @@ async def _rows(pool: db.Database, voucher: NamedVoucher) -> list[verify_history
 
 
 def _name(prefix: str, subject: UUID) -> str:
-    if prefix in ("vch", "cmp", "fls", "rdm", "gft", "gfe", "prj"):
+    if prefix in ("vch", "cmp", "fls", "rdm", "gft", "gfe", "prj", "rfa", "rfp", "rfc"):
         return ids.format_id(prefix, subject)  # type: ignore[arg-type]
     return f"{prefix} {subject}"
 

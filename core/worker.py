@@ -16,11 +16,20 @@ import redis.exceptions
 import structlog
 
 import core.db as db
-from core import batches, campaigns, holds, publications, verifications
+from core import (
+    attributions,
+    batches,
+    campaigns,
+    conversions,
+    holds,
+    publications,
+    verifications,
+)
 from core.endings import end
 from core.errors import Fault, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
 from core.gift_cards import ledger
+from core.gift_cards.vault import Vault
 from core.hot.nodes import connect
 from core.settings import Settings
 
@@ -59,6 +68,7 @@ async def run(settings: Settings) -> None:
     )
     client = connect(settings.redis_url)
     desk = SaleDesk(database, client, settings)
+    vault = Vault(settings.secret)
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))
     pooling = asyncio.create_task(publications.run(database))
@@ -69,6 +79,8 @@ async def run(settings: Settings) -> None:
             await holds.sweep(database)
             await campaigns.keep_time(database)
             await ledger.sweep(database)
+            await attributions.sweep(database)
+            await conversions.sweep(database, vault)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
             looks += 1

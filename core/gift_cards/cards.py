@@ -25,7 +25,8 @@ from core.gift_cards.vault import Secrets, Vault, normalised
 from core.lookups import Asker, UnknownCode
 from core.rules import limits, money
 from core.rules.limits import Metadata
-from core.shapes import Amount, Instant
+from core.rules.orders import Reference
+from core.shapes import Amount, CustomerId, Instant
 
 # What the published product promises in one request; some seconds of PostgreSQL's time.
 BULK_MAX: Final = 50_000
@@ -39,7 +40,6 @@ _UNKNOWN: Final = "There is no gift card with this code and PIN."
 
 Status = Literal["active", "disabled", "expired"]
 Source = Literal["sold", "promotion"]
-Reference = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 ACCOUNTS: Final[dict[Source, str]] = {"sold": "sales", "promotion": "promotion"}
@@ -61,7 +61,7 @@ class NewGiftCards(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     currency: str | None = None
     with_pin: bool = False
     expires_at: Instant | None = None
-    customer_id: Reference | None = None
+    customer_id: CustomerId | None = None
     recipient: Recipient | None = None
     metadata: Metadata = {}
     source: Source = "sold"
@@ -86,7 +86,7 @@ class GiftCardPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What may change of a card: members that are left out stay, null clears."""
 
     expires_at: Instant | msgspec.UnsetType | None = msgspec.UNSET
-    customer_id: Reference | msgspec.UnsetType | None = msgspec.UNSET
+    customer_id: CustomerId | msgspec.UnsetType | None = msgspec.UNSET
     recipient: Recipient | msgspec.UnsetType | None = msgspec.UNSET
     metadata: Metadata | msgspec.UnsetType = msgspec.UNSET
 
@@ -144,6 +144,7 @@ class Stored(msgspec.Struct, frozen=True):
     currency: str
     status: Literal["active", "disabled"]
     balance_minor: int
+    spent_minor: int
     expires_at: datetime | None
     is_expired: bool
     customer_id: str | None

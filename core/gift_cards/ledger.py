@@ -23,10 +23,11 @@ from core.errors import (
     Unavailable,
 )
 from core.gift_cards import cards
-from core.gift_cards.cards import ACCOUNTS, OWN, Lookup, Reference, Source, Stored, Text
+from core.gift_cards.cards import ACCOUNTS, OWN, Lookup, Source, Stored, Text
 from core.gift_cards.vault import Vault
 from core.lookups import Asker
 from core.rules import money
+from core.rules.orders import Reference
 from core.shapes import Amount
 
 # Beside vouchers in one order; more cards are more locks held together.

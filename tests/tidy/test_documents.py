@@ -124,6 +124,9 @@ def test_the_states_that_are_drawn_are_those_the_database_lets_in() -> None:
         ("leases", "state"),
         ("redemptions", "status"),
         ("gift_cards", "status"),
+        ("referral_programs", "status"),
+        ("referrals", "status"),
+        ("referral_rewards", "status"),
     ):
         heading = f"`{table}.{column}`"
         section = STATES.partition(heading)[2].partition("\n## ")[0]

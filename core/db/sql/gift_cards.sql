@@ -48,21 +48,21 @@ SELECT t.id, t.card_id, t.kind, t.fingerprint FROM vf.gift_card_transactions t
 
 -- name: by_id :one
 -- One card.
-SELECT c.id, c.last_four, c.pin_digest, c.currency, c.status, c.balance_minor, c.expires_at,
+SELECT c.id, c.last_four, c.pin_digest, c.currency, c.status, c.balance_minor, c.spent_minor, c.expires_at,
        coalesce(c.expires_at <= clock_timestamp(), false) AS is_expired, c.customer_id, c.recipient, c.metadata, c.batch_id,
        c.created_at, c.updated_at
   FROM vf.gift_cards c WHERE c.project_id = @project_id AND c.id = @id;
 
 -- name: by_digest :one
 -- One card by its code.
-SELECT c.id, c.last_four, c.pin_digest, c.currency, c.status, c.balance_minor, c.expires_at,
+SELECT c.id, c.last_four, c.pin_digest, c.currency, c.status, c.balance_minor, c.spent_minor, c.expires_at,
        coalesce(c.expires_at <= clock_timestamp(), false) AS is_expired, c.customer_id, c.recipient, c.metadata, c.batch_id,
        c.created_at, c.updated_at
   FROM vf.gift_cards c WHERE c.project_id = @project_id AND c.code_digest = @digest;
 
 -- name: page :many
 -- Cards of the project, newest first, below a cursor, narrowed by what is given.
-SELECT c.id, c.last_four, c.pin_digest, c.currency, c.status, c.balance_minor, c.expires_at,
+SELECT c.id, c.last_four, c.pin_digest, c.currency, c.status, c.balance_minor, c.spent_minor, c.expires_at,
        coalesce(c.expires_at <= clock_timestamp(), false) AS is_expired, c.customer_id, c.recipient, c.metadata, c.batch_id,
        c.created_at, c.updated_at
   FROM vf.gift_cards c

@@ -18,6 +18,7 @@ SELECT (SELECT count(*) FROM vf.vouchers k WHERE @project::uuid IS NULL OR k.pro
        (SELECT count(*) FROM vf.gift_cards k WHERE @project::uuid IS NULL OR k.project_id = @project) AS gift_cards,
        (SELECT count(*) FROM vf.gift_card_transactions k
          WHERE @project::uuid IS NULL OR k.project_id = @project) AS gift_card_transactions,
+       (SELECT count(*) FROM vf.referral_rewards k WHERE @project::uuid IS NULL OR k.project_id = @project) AS rewards,
        (SELECT count(*) FROM vf.quarantine k WHERE @project::uuid IS NULL OR k.project_id = @project) AS quarantined,
        (SELECT coalesce(sum(k.burned), 0)::bigint FROM vf.leases k
          WHERE @project::uuid IS NULL OR k.project_id = @project) AS burned,
@@ -388,6 +389,69 @@ WITH entry AS MATERIALIZED (
     SELECT 'a reference has one transaction', t.project_id, 'prj', t.project_id, 'reference ' || t.reference, 1, count(*)
       FROM vf.gift_card_transactions t WHERE @project::uuid IS NULL OR t.project_id = @project
      GROUP BY t.project_id, t.reference HAVING count(*) > 1
+), numbered AS (
+    SELECT k.*, count(*) OVER (PARTITION BY k.what) AS offenders,
+           row_number() OVER (PARTITION BY k.what ORDER BY k.subject, k.detail) AS place FROM offender k
+)
+SELECT 'I11' AS invariant, k.what, k.project_id, k.prefix, k.subject, k.detail, k.expected, k.found, k.offenders
+  FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
+
+-- name: referrals :many
+-- Operator: I11, what referrals earned against what was issued, counted and capped.
+WITH reward AS MATERIALIZED (
+    SELECT w.*, r.program_id, r.referrer_id, r.status AS of_status, r.converted_at FROM vf.referral_rewards w
+      JOIN vf.referrals r ON r.project_id = w.project_id AND r.id = w.referral_id
+     WHERE @project::uuid IS NULL OR w.project_id = @project
+), given AS (
+    SELECT w.project_id, w.gift_card_id AS id, count(*) AS n FROM reward w WHERE w.gift_card_id IS NOT NULL GROUP BY 1, 2
+    UNION ALL
+    SELECT w.project_id, w.voucher_id, count(*) FROM reward w WHERE w.voucher_id IS NOT NULL GROUP BY 1, 2
+), counted AS (
+    SELECT w.project_id, w.program_id, w.referrer_id, w.period, count(*) AS n FROM reward w
+     WHERE w.side = 'referrer' AND w.status IN ('pending', 'issued') GROUP BY 1, 2, 3, 4
+), offender (what, project_id, prefix, subject, detail, expected, found) AS (
+    SELECT 'a referral rewards each side once', w.project_id, 'rfa', w.referral_id, w.side, 1, count(*)
+      FROM reward w GROUP BY 1, 2, 3, 4, 5 HAVING count(*) > 1
+    UNION ALL
+    SELECT 'a reward is of one referral', g.project_id, 'reward', g.id, NULL, 1, g.n FROM given g WHERE g.n > 1
+    UNION ALL
+    SELECT 'what is rewarded was converted', w.project_id, 'rfa', w.referral_id, w.side, 1, 0
+      FROM reward w WHERE w.converted_at IS NULL
+    UNION ALL
+    SELECT 'what was reversed keeps no reward', w.project_id, 'rfa', w.referral_id, w.side, 0, 1
+      FROM reward w WHERE w.of_status = 'reversed' AND w.status IN ('pending', 'issued')
+    UNION ALL
+    SELECT 'a reward''s card was issued with its amount', w.project_id, 'rfa', w.referral_id, w.side, w.amount_minor,
+           coalesce(t.amount_minor, 0)
+      FROM reward w
+      LEFT JOIN vf.gift_card_transactions t ON t.project_id = w.project_id AND t.card_id = w.gift_card_id
+                                           AND t.kind = 'issue'
+     WHERE w.gift_card_id IS NOT NULL AND t.amount_minor IS DISTINCT FROM w.amount_minor
+    UNION ALL
+    SELECT 'a cap counts the rewards that stand', k.project_id, 'rfp', k.program_id, k.referrer_id || ' ' || k.period,
+           coalesce(c.n, 0), k.live_count
+      FROM vf.referral_counts k
+      LEFT JOIN counted c ON c.project_id = k.project_id AND c.program_id = k.program_id
+                         AND c.referrer_id = k.referrer_id AND c.period = k.period
+     WHERE (@project::uuid IS NULL OR k.project_id = @project) AND k.live_count <> coalesce(c.n, 0)
+    UNION ALL
+    SELECT 'a cap is never exceeded', k.project_id, 'rfp', k.program_id, k.referrer_id || ' ' || k.period, k.limit_max,
+           k.live_count FROM vf.referral_counts k
+     WHERE k.live_count > k.limit_max AND (@project::uuid IS NULL OR k.project_id = @project)
+    UNION ALL
+    SELECT 'a code counts its conversions', c.project_id, 'rfc', c.id, NULL,
+           (SELECT count(*) FROM vf.referrals r
+             WHERE r.project_id = c.project_id AND r.code_id = c.id AND r.converted_at IS NOT NULL), c.conversion_count
+      FROM vf.referral_codes c
+     WHERE (@project::uuid IS NULL OR c.project_id = @project) AND c.conversion_count <> (
+           SELECT count(*) FROM vf.referrals r
+            WHERE r.project_id = c.project_id AND r.code_id = c.id AND r.converted_at IS NOT NULL)
+    UNION ALL
+    SELECT 'a referee has one attribution', r.project_id, 'rfp', r.program_id, r.referee_id, 1, count(*)
+      FROM vf.referrals r
+     WHERE r.status IN ('attributed', 'converted', 'rewarded', 'reversed')
+       AND (@project::uuid IS NULL OR r.project_id = @project)
+     GROUP BY 2, 4, 5 HAVING count(*) > 1
 ), numbered AS (
     SELECT k.*, count(*) OVER (PARTITION BY k.what) AS offenders,
            row_number() OVER (PARTITION BY k.what ORDER BY k.subject, k.detail) AS place FROM offender k
