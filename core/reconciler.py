@@ -573,10 +573,11 @@ class Follower:
                 state=row.state,
                 run_id=run_id,
                 open_to=open_to,
+                last_id=self._last_id or row.last_id,
             )
-            assert done is not None
-            if done.outcome == "changed":
+            if done is None or done.outcome == "changed":
                 _log.info("lease_changed", lease=str(self._lease_id), seen=row.state)
+                self.forget()
                 await asyncio.sleep(LOOK_S)
                 return False
             await db.run(conn, "reconciler.drop_workers", lease_id=self._lease_id)

@@ -100,11 +100,12 @@ async def _recover(
             await history.accept(conn, seen)
         await _settle(database, reconciler, say)
     else:
+        heard: dict[str, str] = {}
         for _ in range(ROUNDS_MAX):
             async with database.transaction(None) as conn:
                 findings = await history.survey(conn, client)
                 await history.accept(conn, await history.read(conn))
-                outcomes = [await _give_back(conn, client, one, say) for one in findings]
+                outcomes = [await _give_back(conn, client, one, heard, say) for one in findings]
             for finding, outcome in zip(findings, outcomes, strict=True):
                 lost += await _name_lost(client, finding, outcome, reconciler.trim_keep_s, say)
             await _settle(database, reconciler, say)
@@ -118,12 +119,22 @@ async def _recover(
 
 
 async def _give_back(
-    conn: db.Connection, client: redis.asyncio.Redis, finding: Finding, say: Say
+    conn: db.Connection,
+    client: redis.asyncio.Redis,
+    finding: Finding,
+    heard: dict[str, str],
+    say: Say,
 ) -> _Recovered:
+    """Put a lease into the ledger, fenced. `heard`: the states of leases before they were."""
     lease = finding.lease
     say(finding.sentence)
     if not (lease.tag and lease.sale and lease.project):
         return _Recovered("no_facts", 0)
+    state, issued = heard.setdefault(lease.lease_id, lease.state), lease.issued
+    if lease.state in ("open", "paused"):
+        # A worker that PostgreSQL does not reach goes on claiming: first it gets no more numbers.
+        fenced = await leases.set_state(client, lease.lease_id, "fenced")
+        issued = fenced.issued if fenced is not None else issued
     info = await (await node_of(client, lease.lease_id)).info("server")
     done = await db.one(
         conn,
@@ -134,10 +145,10 @@ async def _give_back(
         tag=lease.tag,
         sale_id=UUID(lease.sale),
         seq_base=lease.seq_base,
-        issued=lease.issued,
+        issued=issued,
         backlog_max=lease.backlog_max,
         run_id=str(info["run_id"]),
-        redis_state=lease.state,
+        redis_state=state,
         reason="PostgreSQL was restored: " + finding.sentence,
     )
     assert done is not None

@@ -15,6 +15,8 @@ import pytest
 
 from core import doctor, history, recover, worker
 from core.db import migrate
+from core.hot import Outcome
+from core.hot.rust import RustBackend
 from core.local import POSTGRES_MAJOR, Servers
 from core.settings import Settings
 from tests.conftest import settings_on, temporary_data_dir
@@ -332,6 +334,43 @@ async def test_a_standby_that_was_promoted_sells_no_number_twice_however_far_it_
     capsys.readouterr()
     assert await recovered(home) == (0, [])
     assert "violations: 0" in capsys.readouterr().out
+
+
+async def test_recover_takes_the_numbers_from_redis_before_it_says_how_many_there_are(
+    home: House, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that PostgreSQL does not reach claims until Redis says no."""
+    sale = await home.sale("CUTOFF", 20, per_customer_limit=1)
+    async with postgres_away(home):
+        place.back_up()
+    await home.open_sale(sale)
+    first = await win(home, sale, range(4))
+    lease = str(await home.value("select id from vf.leases"))
+    run_id = await home.value("select run_id from vf.leases")
+    worker_of_nobody = RustBackend(home.settings.redis_url)
+    slot = worker_of_nobody.open_lease(lease, run_id)
+    surveyed, payload = history.survey, b"[1000,100,null,null]"
+
+    async def survey_and_claim(*args: Any) -> list[history.Finding]:
+        found = await surveyed(*args)
+        if any(one.lease.state == "open" for one in found):
+            asked = worker_of_nobody.claim(slot, "cut", "a" * 32, "cut", payload, 999)
+            assert (await asked)[:2] == (Outcome.WON, 5)
+        return found
+
+    await until_settled(home, sale, 4)
+    async with postgres_away(home):
+        place.restore(promoted=True)
+    await home.until("select held_for is not null from vf.history", True)
+    monkeypatch.setattr(history, "survey", survey_and_claim)
+    status, _ = await recovered(home)
+    assert status == 0
+    assert await count(home, sale) == 5
+    assert await home.value("select count(*) from vf.quarantine") == 0
+    late = await worker_of_nobody.claim(slot, "late", "b" * 32, "late", payload, 999)
+    assert late[0] == Outcome.UNAVAILABLE
+    assert await claim_until_answered(home, sale, 2) == first[2]
+    await worker_of_nobody.aclose()
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from core.db import queries
 from core.settings import Settings
 from tests.db.test_ledger import SIZE, Ledger
 
@@ -184,3 +185,23 @@ async def test_a_backlog_is_burned_from_what_is_in_the_ledger_when_the_lease_is_
 
     assert (ended["outcome"], ended["open_to"], ended["burned"]) == ("settled", 5, 2)
     assert await court.lease_row("returned") == (SIZE - 5,)
+
+
+async def test_a_lease_is_settled_only_where_its_stream_was_read_to_the_end(court: Court) -> None:
+    await court.settle(1)
+    await court.raw.execute("UPDATE vf.leases SET state = 'draining'")
+    query = queries.find("reconciler.settle_lease")
+    given: dict[str, Any] = {
+        "project_id": court.project,
+        "lease_id": court.lease,
+        "state": "draining",
+        "run_id": "run",
+        "open_to": 1,
+    }
+    for last_id in ("0-0", "2-0"):
+        values = given | {"last_id": last_id}
+        assert await court.raw.fetchrow(query.sql, *(values[name] for name in query.params)) is None
+    assert await court.lease_row("state") == ("draining",)
+    values = given | {"last_id": court.last_id}
+    done = await court.raw.fetchrow(query.sql, *(values[name] for name in query.params))
+    assert (done["outcome"], done["open_to"], done["burned"]) == ("settled", 1, 0)

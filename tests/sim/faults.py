@@ -138,6 +138,15 @@ class Faults:
             pg = stores.put_lease(s.pg, place, state="fenced", judged=judged)
             yield "DRIFT: Redis was set to forget, the lease is fenced", s._replace(pg=pg)
 
+    def _standby(self, s: State) -> Steps:
+        yield "STANDBY: it is told nothing any more", s._replace(standby=s.pg)
+
+    def _promotion(self, s: State) -> Steps:
+        """The standby takes over, with what it has; so does a restored backup."""
+        if s.standby is not None:
+            pg = s.standby._replace(is_accepted=not self.rules.history_is_gated)
+            yield "PROMOTION: of the standby", s._replace(pg=pg, standby=None)
+
     def _delay(self, s: State) -> Steps:
         """Not an event of its own: see where a worker tells its seal."""
         return

@@ -352,9 +352,17 @@ class SimLedger:
         )
 
     def reconciler_settle_lease(
-        self, project_id: Any, lease_id: Any, state: str, run_id: str | None, open_to: int | None
-    ) -> dict[str, Any]:
+        self,
+        project_id: Any,
+        lease_id: Any,
+        state: str,
+        run_id: str | None,
+        open_to: int | None,
+        last_id: str,
+    ) -> dict[str, Any] | None:
         grant = self.grants[lease_id]
+        if grant.last_id != last_id:
+            return None
         nothing = {"open_to": None, "returned": None, "burned": None}
         if grant.state == "settled":
             return {"outcome": "not_found", **nothing}

@@ -89,6 +89,8 @@ WORLDS = {
                 faults={"drift": 1, "silence": 1}, loses_data=True),
         Setting("a host is lost with Redis", keys=(0, 1, 2), backlog_max=1, closes=False,
                 faults={"host": 1, "respawn": 1, "loss": 1, "silence": 1}, loses_data=True),
+        Setting("a standby that lags is promoted", leases=1, sells_directly=True,
+                faults={"standby": 1, "promotion": 1}),
         Setting("receipts and released holes", keys=(0, 1), leases=1, closes=False,
                 claims_receipts=True, sells_directly=True, faults={"loss": 1}, loses_data=True),
     )
@@ -108,7 +110,7 @@ MISSED = (
     ("unsealing_is_told", "a worker that stayed with the old primary", "UNBACKED"),
     ("stream_is_of_this_process", "a split under two workers", "REFUSED"),
     ("settling_is_guarded", "arming that breaks off", "UNBACKED"),
-    ("bound_is_computed_at_settling", "a silent worker", "UNBACKED"),
+    ("bound_is_computed_at_settling, settling_is_at_the_offset", "a silent worker", "UNBACKED"),
     ("drained_redis_is_compared", "a split while the sale closes", "UNBACKED"),
     ("unknown_marks_burn_the_backlog", "a host is lost with Redis", "UNBACKED"),
     ("backlog_is_bounded", "a silent worker", "UNBACKED"),
@@ -122,6 +124,10 @@ MISSED = (
     ("size_is_absolute", "a sale that grows", "OVER"),
     ("release_is_idempotent", "one of each customer", "CUSTOMER"),
     ("rollback_is_once", "one of each customer", "BOOKS"),
+    ("settling_is_at_the_offset", "a standby that lags is promoted", "BURNED"),
+    ("recovering_fences_redis", "a standby that lags is promoted", "REFUSED"),
+    ("history_is_gated", "a standby that lags is promoted", "OVER"),
+    ("accepting_asks_redis", "a standby that lags is promoted", "OVER"),
     ("hole_is_released_with_a_row", "receipts and released holes", "BOOKS"),
 )
 

@@ -42,8 +42,12 @@ class Protocol(Faults):
     def _control(self, s: State) -> Steps:
         setting, rules, pg = self.setting, self.rules, s.pg
         place = stores.out(pg)
-        if place < 0:
-            if len(pg.leases) < setting.leases and stores.free_units(s, setting) > 0:
+        if not pg.is_accepted:
+            yield from self._accepts(s)
+        elif place < 0:
+            # A lease that only Redis knows has a name of its own, which here is its place.
+            is_nameable = s.now.lease < len(pg.leases) < setting.leases
+            if is_nameable and stores.free_units(s, setting) > 0:
                 armed = stores.arm(s, setting)
                 pg = armed.pg
                 if not setting.arms_slowly:
@@ -62,7 +66,8 @@ class Protocol(Faults):
                 yield "close: the sale", s._replace(pg=closed)
             if lease.state == "open":
                 yield from self._grow(s, place)
-        if setting.sells_directly:
+        # What PostgreSQL decided by itself and lost is lost: nobody else ever knew it.
+        if setting.sells_directly and not self._left(s, "promotion"):
             for request in self._askable(s):
                 sold = stores.redeem(s, request, setting, rules)
                 if sold is not None:
@@ -70,6 +75,17 @@ class Protocol(Faults):
         yield from self._give_back(s, place)
         if setting.claims_receipts:
             yield from self._receipts(s)
+
+    def _accepts(self, s: State) -> Steps:
+        """Accept a history that lacks nothing Redis was told of; else an operator gives it back."""
+        if not stores.lacks(s) or not self.rules.accepting_asks_redis:
+            accepted = s._replace(pg=s.pg._replace(is_accepted=True))
+            yield "accept: the promoted PostgreSQL", accepted
+        elif self.rules.recovering_fences_redis and s.now.state == "open":
+            fenced = s.now._replace(state="fenced")
+            yield "recover: Redis is fenced first", s._replace(now=fenced)
+        else:
+            yield "recover: the lease, fenced", stores.give_back(s)
 
     def _grow(self, s: State, place: int) -> Steps:
         if not s.has_grown:
@@ -154,6 +170,11 @@ class Protocol(Faults):
             if w.run == NOBODY and s.old is not None:
                 moved = self._compared(w, s.old.run)
                 yield f"connect: {place} to the old primary", self._with(s, at, moved)
+        if w.view is not None and w.view.lease >= len(s.pg.leases):
+            # PostgreSQL has lost the lease: what is asked about it finds nothing.
+            forgets = w._replace(view=None, stage="", read=None, peeked=None, late=None)
+            yield f"miss: w{at}", self._with(s, at, forgets._replace(slot=-1, mark=0, mark_of=-1))
+            return
         if w.late is not None:
             yield f"arrive: a seal that w{at} gave up", self._arrive(s, at)
         if w.flight is not None:
@@ -220,6 +241,11 @@ class Protocol(Faults):
     def _looks(self, s: State, at: int) -> Steps:
         w, pg = s.workers[at], s.pg
         view = self._view(s)
+        if view is not None and not pg.is_accepted:
+            if w.slot == view.lease and not w.sealed:
+                held = w._replace(sealed="asked", sealed_at=NEVER)
+                yield f"hold: w{at} seals", self._with(s, at, held)
+            return
         if view is None and len(pg.leases) == self.setting.leases:
             return
         if view is not None:
@@ -379,6 +405,10 @@ class Protocol(Faults):
         if f.run != s.now.run:
             moved = self._follow_with(s, at, f._replace(run=s.now.run, owes=None))
             yield f"connect: f{at}", moved
+        if f.view is not None and f.view.lease >= len(s.pg.leases):
+            fresh = Follower(s.now.run, None, 0, 0, None, None, None)
+            yield f"miss: f{at}", self._follow_with(s, at, fresh)
+            return
         if f.owes is not None:
             paid = self._follow_with(s, at, f._replace(owes=None))
             if store.lease == stores.out(s.pg):
@@ -389,10 +419,10 @@ class Protocol(Faults):
         if f.settles is not None:
             yield from self._settle(s, at)
             return
-        view = self._view(s)
+        view = self._view(s) if s.pg.is_accepted else None
         if view is not None:
             view = view._replace(run=NOBODY, judged=0)
-        is_over = view is None and len(s.pg.leases) == self.setting.leases
+        is_over = view is None and len(s.pg.leases) == self.setting.leases and s.pg.is_accepted
         if view != f.view and not is_over:
             seen = f._replace(view=view)
             if view is not None and (f.view is None or f.view.lease != view.lease):
@@ -493,6 +523,12 @@ class Protocol(Faults):
             return
         if how == "drained" and rules.drained_redis_is_compared and lease.run != run:
             yield f"settle: f{at} asked another Redis", after
+            return
+        if rules.settling_is_at_the_offset and lease.offset != f.offset:
+            yield (
+                f"settle: f{at} has read elsewhere",
+                self._follow_with(s, at, self._resumed(s, f)._replace(settles=None)),
+            )
             return
         expected = {"unopened": "arming", "drained": "draining"}.get(how, "fenced")
         if rules.settling_is_guarded and lease.state != expected:

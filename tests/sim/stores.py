@@ -63,7 +63,10 @@ def settle_win(
     rules: Rules,
 ) -> tuple[State, str]:
     """`vf.settle_wins` for a win that process `run` has told of: applied, stale or closed."""
-    pg, lease = s.pg, s.pg.leases[place]
+    pg = s.pg
+    if not pg.is_accepted or place >= len(pg.leases):
+        return s, "gated"
+    lease = pg.leases[place]
     if rules.open_to_is_checked and lease.state == "settled":
         return s, "closed"
     if rules.offset_is_compared and lease.offset != seen:
@@ -140,7 +143,7 @@ def redeem(s: State, request: int, setting: Setting, rules: Rules) -> State | No
     """`vf.redeem_many` for one request and its answer; nothing where it is refused."""
     pg = s.pg
     known = row_of(pg, request, setting)
-    if rules.authority_is_checked and not pg.has_authority:
+    if not pg.is_accepted or (rules.authority_is_checked and not pg.has_authority):
         return None
     if known is not None:
         return ack(s, request, known.lease, known.seq)
@@ -156,6 +159,34 @@ def redeem(s: State, request: int, setting: Setting, rules: Rules) -> State | No
     rows = pg.rows | {Row(DIRECT, seq, request, True)}
     s = s._replace(pg=pg._replace(direct=pg.direct + 1, rows=rows, counts=counts))
     return ack(s, request, DIRECT, seq)
+
+
+def lacks(s: State) -> bool:
+    """`history.survey`: whether Redis has heard of more than this ledger holds."""
+    pg, store = s.pg, s.now
+    if store.lease < 0:
+        return False
+    if store.lease >= len(pg.leases):
+        return bool(store.log)
+    lease = pg.leases[store.lease]
+    if lease.state in ("settled", "fenced"):
+        return False
+    is_over = store.state in ("closed", "fenced") and lease.state == "open"
+    return store.accounted > lease.accounted or store.size > lease.size or is_over
+
+
+def give_back(s: State) -> State:
+    """`vf.recover_lease`: put what Redis knows of its lease here, fenced; then accept."""
+    pg, issued = s.pg, len(s.now.log)
+    if s.now.lease >= len(pg.leases):
+        lease = Lease("fenced", s.now.run, 0, issued, issued, 0, 0, 0, frozenset())
+        pg = pg._replace(leases=(*pg.leases, lease), leased=pg.leased + issued)
+    else:
+        lease = pg.leases[s.now.lease]
+        size = max(lease.size, issued)
+        pg = pg._replace(leased=pg.leased + size - lease.size)
+        pg = put_lease(pg, s.now.lease, state="fenced", size=size, open_to=size)
+    return s._replace(pg=pg._replace(has_authority=False, is_accepted=True))
 
 
 def roll_back(s: State, row: Row, setting: Setting) -> State:

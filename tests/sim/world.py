@@ -53,6 +53,7 @@ class Ledger(NamedTuple):
     rows: frozenset[Row]
     members: tuple[Member | None, ...]
     counts: tuple[int, ...]  # live redemptions a customer has, of settled leases and direct ones
+    is_accepted: bool = True  # whether anything may be redeemed or leased in this history
 
 
 class Entry(NamedTuple):
@@ -133,6 +134,7 @@ class State(NamedTuple):
     faults: tuple[int, ...]  # how many of each kind may still come
     has_grown: bool
     refused: str  # what PostgreSQL had to put into quarantine
+    standby: Ledger | None = None  # what a standby has that is no longer told anything
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Rules:
     run_id_is_compared: bool = True
     joining_is_guarded: bool = True
     settling_is_guarded: bool = True
+    settling_is_at_the_offset: bool = True
     seal_is_of_this_judgement: bool = True
     neighbour_seal_is_of_this_process: bool = True
     unsealing_is_told: bool = True
@@ -166,6 +169,9 @@ class Rules:
     release_is_idempotent: bool = True
     rollback_is_once: bool = True
     hole_is_released_with_a_row: bool = True
+    history_is_gated: bool = True
+    accepting_asks_redis: bool = True
+    recovering_fences_redis: bool = True
 
 
 @dataclass(frozen=True)

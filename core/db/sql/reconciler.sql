@@ -29,8 +29,12 @@ SELECT outcome, inserted, replayed, same_key, quarantined, accounted
        @at_ms::text::bigint[], '{}', '{}');
 
 -- name: settle_lease :one
--- Ends a drained lease.
-SELECT outcome, open_to, returned, burned FROM vf.settle_lease(@project_id, @lease_id, @state, @run_id, @open_to);
+-- Ends a lease whose stream is in the ledger up to an entry; nothing where the ledger is elsewhere: another PostgreSQL
+-- may have been promoted since, which lacks what this one had.
+SELECT d.outcome, d.open_to, d.returned, d.burned
+  FROM vf.lease_progress p
+ CROSS JOIN LATERAL vf.settle_lease(@project_id, @lease_id, @state, @run_id, @open_to) d
+ WHERE p.lease_id = @lease_id AND p.last_id = @last_id;
 
 -- name: progress :one
 -- Operator: where a lease's stream is in the ledger now.
