@@ -5,7 +5,7 @@ conversion takes the rewards back.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -13,7 +13,7 @@ import structlog
 
 from core import campaigns, db, ids, redemptions, referral_programs, referral_rewards, referrals
 from core.api_keys import Caller
-from core.errors import Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
+from core.errors import AlreadyExists, Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.gift_cards.vault import Vault
 from core.referral_programs import Stored as Program
 from core.referrals import Referral, Stored
@@ -21,6 +21,9 @@ from core.rules import limits, money, schedules
 from core.rules.orders import Reference
 from core.rules.rewards import Side
 from core.shapes import Amount, CustomerId
+
+# A reward that cannot be issued is tried again when somebody may have mended its campaign.
+STUCK_WAIT_S: Final = 600
 
 _log = structlog.get_logger("vauchflow.conversions")
 
@@ -185,11 +188,25 @@ async def sweep(database: db.Database, vault: Vault) -> int:
                 conn, "referral_rewards.due", referrals.Due, limit=referrals.DUE_MAX
             )
         for due in found:
-            async with database.transaction(due.project_id) as conn:
-                caller = referrals.acting(due)
-                await referrals.take(conn, caller, ids.format_id("rfa", due.id))
-                await _issue(conn, caller, vault, due.id)
-            swept += 1
+            swept += await _issued_late(database, vault, due)
     except (Unavailable, OutcomeUnknown) as error:
         _log.warning("sweep_failed", error=str(error))
     return swept
+
+
+async def _issued_late(database: db.Database, vault: Vault, due: referrals.Due) -> bool:
+    caller = referrals.acting(due)
+    try:
+        async with database.transaction(due.project_id) as conn:
+            await referrals.take(conn, caller, ids.format_id("rfa", due.id))
+            await _issue(conn, caller, vault, due.id)
+    except (Invalid, NotFound, AlreadyExists) as fault:
+        # Whatever is in the way of this one must not be in the way of the others.
+        _log.error("reward_stuck", referral=str(due.id), error=fault.detail)
+        async with database.transaction(due.project_id) as conn:
+            await db.run(
+                conn, "referral_rewards.postpone",
+                project_id=due.project_id, referral_id=due.id, wait_s=STUCK_WAIT_S,
+            )  # fmt: skip
+        return False
+    return True

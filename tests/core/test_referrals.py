@@ -7,7 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from core import attributions, conversions, customers, referral_programs, referrals, verify
+from core import (
+    attributions,
+    conversions,
+    customers,
+    ids,
+    referral_programs,
+    referrals,
+    verify,
+)
 from core.attributions import Attribution, Identifiers, NewReferralCode
 from core.conversions import Conversion
 from core.errors import Fault, NotFound, Refusal, Unavailable
@@ -143,6 +151,30 @@ async def test_a_delayed_reward_is_issued_once_when_its_time_has_come(house: Hou
     statuses = "select string_agg(status, ' ' order by status) from vf.referrals"
     assert await house.value(statuses) == "reversed rewarded rewarded"
     assert await findings(house) == []
+
+
+async def test_a_reward_that_cannot_be_issued_is_in_nobodys_way(house: House) -> None:
+    campaign = await house.campaign()
+    gives = NewReward(type="voucher", campaign_id=ids.format_id("cmp", campaign))
+    broken = await program(house, referrer_reward=None, referee_reward=gives, reward_delay_s=60)
+    sound = await program(house, referrer_reward=None, reward_delay_s=60)
+    for program_id, customer in ((broken, "bob"), (sound, "carl")):
+        await attribute(house, await code_of(house, program_id, "anna"), customer)
+        assert (await convert(house, customer)).status == "converted"
+    await house.owner.execute(
+        "alter table vf.campaigns drop constraint campaigns_plain;"
+        "update vf.campaigns set discount_type = null, discount_bp = null;"
+        "update vf.referral_rewards set due_at = clock_timestamp()"
+    )
+    assert await conversions.sweep(house.worker_db, house.services.vault) == 1
+    assert await conversions.sweep(house.worker_db, house.services.vault) == 0
+    await house.owner.execute(
+        "update vf.campaigns set discount_type = 'PERCENT', discount_bp = 1000;"
+        "update vf.referral_rewards set due_at = clock_timestamp()"
+    )
+    assert await conversions.sweep(house.worker_db, house.services.vault) == 1
+    states = "select string_agg(status, ' ') from vf.referral_rewards"
+    assert await house.value(states) == "issued issued"
 
 
 async def test_a_review_that_nobody_decides_lapses_as_the_program_says(house: House) -> None:

@@ -63,3 +63,8 @@ UPDATE vf.referral_rewards w SET customer_id = @pseudonym
 -- name: rename_counts :exec
 -- The same of the counts that caps go by.
 UPDATE vf.referral_counts SET referrer_id = @pseudonym WHERE referrer_id = @customer_id AND project_id = @project_id;
+
+-- name: postpone :exec
+-- Lets what cannot be issued now wait.
+UPDATE vf.referral_rewards SET due_at = clock_timestamp() + make_interval(secs => @wait_s::bigint)
+ WHERE project_id = @project_id AND referral_id = @referral_id AND status = 'pending';
