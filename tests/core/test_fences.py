@@ -375,11 +375,12 @@ async def test_a_paused_campaign_stops_its_armed_sale_and_resuming_lets_it_go_on
     await home.open_sale(sale)
     assert outcome(await home.claim(sale, "a")) == "won"
     name = ids.format_id("cmp", campaign)
-    for status, wanted in (("paused", "paused"), ("active", "won")):
+    moves: tuple[tuple[campaigns.Move, str], ...] = (("pause", "paused"), ("resume", "won"))
+    for move, wanted in moves:
         async with home.services.database.transaction(home.project_id) as conn:
-            await campaigns.switch(conn, home.caller, name, status=status)
+            await campaigns.switch(conn, home.caller, name, move)
         await asyncio.sleep(1.0)
-        assert outcome(await home.claim(sale, f"b-{status}")) == wanted
+        assert outcome(await home.claim(sale, f"b-{move}")) == wanted
     shown = await home.shown(sale)
     assert (shown.status, shown.claimed) == ("open", 2)
 
