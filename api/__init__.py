@@ -25,6 +25,7 @@ the nouns
   vouchers        /v1/vouchers
   batches         /v1/vouchers/bulk and /v1/batches
   imports         /v1/vouchers/import
+  exports         /v1/exports
   campaigns       /v1/campaigns
   customers       /v1/customers
   segments        /v1/segments

@@ -8,6 +8,7 @@ commands and processes
   recover         gives a restored PostgreSQL back what Redis kept
   reconciler      the write-behind of fast sales: Redis's stream into the ledger, and settling
   worker          the clock's hand: opens, closes, grows and re-arms sales; tidies up
+  transfers       `import` and `export`: vouchers from and into a file
   doctor          says whether this set-up can keep the promise
   verifications   looks at the books again and again, for /metrics
   verify          proves the books
@@ -32,6 +33,7 @@ operations
   live_leases     what one API worker knows of the leases that are out
   terms           what a process remembers of vouchers that are being redeemed
   redemptions     pricing, reading and rolling back redemptions
+  exports         vouchers out of here: a table, or lines of JSON
   imports         vouchers from elsewhere, with a report
   customers       who redeems: register, export, erase
   attributions    who came through whom, and whether that is believed

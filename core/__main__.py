@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rich.console
+import rich.progress
 import rich_click as click
 
 from core import logs
@@ -221,6 +222,63 @@ def doctor(data_dir: Path | None) -> None:
 
     with _plain_failures():
         raise SystemExit(asyncio.run(examination.run(_settings(data_dir), os.environ)))
+
+
+_project = click.option("--project", help="Whose vouchers: prj_…  [default: the only project]")
+
+
+@main.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_project
+@_data_dir
+def import_(file: Path, project: str | None, data_dir: Path | None) -> None:
+    """Import vouchers from a CSV file; a line that is refused is told and harms no other."""
+    from core import transfers
+
+    with _plain_failures():
+        settings = _settings(data_dir)
+        with _bar("importing") as tell:
+            made, refused = asyncio.run(transfers.load(settings, file.read_bytes(), project, tell))
+    for line in refused:
+        print(f"line {line.line}: {line.code or '-'}: {line.detail}", file=sys.stderr)
+    print(f"imported {made}, refused {len(refused)}")
+    raise SystemExit(1 if refused else 0)
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), help="[default: csv]")
+@click.option("--campaign", help="Only vouchers of a campaign: cmp_…")
+@_project
+@_data_dir
+def export(
+    file: Path, form: str | None, campaign: str | None, project: str | None, data_dir: Path | None
+) -> None:
+    """Write vouchers into a file: CSV, or with all of their rules as newline-delimited JSON."""
+    from core import transfers
+
+    with _plain_failures():
+        settings = _settings(data_dir)
+        with _bar("exporting") as tell:
+            count = asyncio.run(
+                transfers.save(
+                    settings, file, project, campaign, "ndjson" if form == "ndjson" else "csv", tell
+                )
+            )
+    print(f"exported {count}")
+
+
+@contextlib.contextmanager
+def _bar(doing: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show how far something is, on standard error, as long as it lasts."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(), rich.progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console) as progress:
+        task = progress.add_task(doing, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

@@ -18,6 +18,7 @@ from core import campaigns, db, ids, vouchers
 from core.api_keys import Caller
 from core.errors import Fault, Invalid
 from core.rules import codes
+from core.rules.limits import Metadata
 from core.vouchers import NewVoucher
 
 # One commit of about ten seconds; larger files are cut by whoever has them.
@@ -43,6 +44,8 @@ _IGNORED_NAMES: Final = frozenset(_IGNORED.split())
 _NUMBERS: Final = ("discount_value", "min_order_value", "max_discount")
 _COUNTS: Final = ("max_redemptions", "per_customer_limit")
 _INSTANTS: Final = ("starts_at", "expires_at")
+# What spreadsheets run; behind an apostrophe it is text.
+FORMULA: Final = ("=", "+", "-", "@")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,10})?", re.ASCII)
 
 
@@ -82,7 +85,7 @@ def listed(new: NewImport) -> Iterator[_Line]:
         yield _Line(number, voucher.code, voucher)
 
 
-def read_table(raw: bytes) -> Iterator[_Line]:
+def read_table(raw: bytes, lines_max: int | None = LINES_MAX) -> Iterator[_Line]:
     """Yield the lines of a CSV file with a header. Raises: Invalid for one that is no table."""
     try:
         text = raw.decode("utf-8-sig")
@@ -101,8 +104,8 @@ def read_table(raw: bytes) -> Iterator[_Line]:
             if not any(cells):
                 continue
             number += 1
-            if number > LINES_MAX:
-                raise Invalid(f"The file may have at most {LINES_MAX} lines.")
+            if lines_max is not None and number > lines_max:
+                raise Invalid(f"The file may have at most {lines_max} lines.")
             yield _read_line(number, header, cells)
     except csv.Error as error:
         raise Invalid(f"The file is no CSV: line {reader.line_num}, {error}.") from None
@@ -113,12 +116,17 @@ def _read_line(number: int, header: list[str], cells: list[str]) -> _Line:
     try:
         if len(cells) != len(header):
             raise Invalid(f"the line has {len(cells)} cells, the header {len(header)}")
-        given = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        given = {name: _plain(cell.strip()) for name, cell in zip(header, cells, strict=True)}
         new = _voucher(given)
         is_active = given.get("active", "").lower() not in ("false", "0", "no")
     except Invalid as fault:
         return _Line(number, code, fault=fault)
     return _Line(number, code, new, is_active)
+
+
+def _plain(cell: str) -> str:
+    """Take off the apostrophe that an export puts before what spreadsheets would run."""
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA else cell
 
 
 def _voucher(given: dict[str, str]) -> NewVoucher:
@@ -147,6 +155,10 @@ def _voucher(given: dict[str, str]) -> NewVoucher:
         elif column == "campaign_id":
             if cell.startswith("cmp_"):
                 members[column] = cell
+        elif column == "holder":
+            members[column] = cell
+        elif column == "metadata":
+            metadata |= _metadata(cell)
         else:
             metadata[name.removeprefix("metadata.")] = cell
     if members.get("discount_type") not in (None, "PERCENT", "AMOUNT", "FIXED"):
@@ -158,6 +170,13 @@ def _voucher(given: dict[str, str]) -> NewVoucher:
             raise Invalid("this code is used up", field="redemption_count")
         members["max_redemptions"] = left
     return NewVoucher(**members, metadata=metadata or None)
+
+
+def _metadata(cell: str) -> Metadata:
+    try:
+        return msgspec.json.decode(cell, type=Metadata)
+    except msgspec.DecodeError:
+        raise Invalid("metadata must be a JSON object of plain values", field="metadata") from None
 
 
 def _count(name: str, cell: str) -> int:

@@ -1,3 +1,7 @@
+-- name: projects :many
+-- Operator: every project there is.
+SELECT p.id, p.name, p.currency FROM vf.projects p ORDER BY p.id;
+
 -- name: create_account :exec
 -- Operator: stores a new account.
 INSERT INTO vf.accounts (id, name, plan) VALUES (@id, @account_name, @plan);
