@@ -208,3 +208,41 @@ async def test_no_count_can_pass_its_limit(ledger: Ledger) -> None:
         with pytest.raises(asyncpg.CheckViolationError) as refused:
             await ledger.raw.execute(f"UPDATE vf.{table} SET {column} = {column} + 1")
         assert refused.value.constraint_name == constraint
+
+
+async def test_a_redemption_has_a_voucher_of_its_project_and_stays_with_it(ledger: Ledger) -> None:
+    await ledger.settle(1)
+    raw, other = ledger.raw, uuid4()
+    await raw.execute(
+        "INSERT INTO vf.projects (id, account_id, name) "
+        "SELECT $1, account_id, 'q' FROM vf.projects",
+        other,
+    )
+    copy = (
+        "INSERT INTO vf.redemptions SELECT (jsonb_populate_record(r, jsonb_build_object("
+        "'project_id', $1::uuid, 'lease_id', $2::uuid, 'voucher_id', $2::uuid, 'seq', 2, "
+        "'id', gen_random_uuid(), 'granted_size', NULL, 'idempotency_key', 'k2'))).* "
+        "FROM vf.redemptions r WHERE r.seq = 1"
+    )
+    moved = "SET voucher_id = gen_random_uuid() WHERE seq = 1"
+    for sql, args in (
+        (copy, [ledger.project, uuid4()]),
+        (copy, [other, ledger.voucher]),
+        (f"UPDATE vf.redemptions {moved}", []),
+        ("UPDATE vf.redemptions SET project_id = $1 WHERE seq = 1", [other]),
+        ("DELETE FROM vf.vouchers WHERE id = $1", [ledger.voucher]),
+        ("UPDATE vf.vouchers SET id = gen_random_uuid() WHERE id = $1", [ledger.voucher]),
+    ):
+        with pytest.raises(asyncpg.ForeignKeyViolationError) as refused:
+            await raw.execute(sql, *args)
+        assert refused.value.constraint_name == "redemptions_voucher", sql
+    assert await ledger.seqs() == [1]
+    # What names the columns and changes nothing is nobody's harm, and an unused voucher may go.
+    await raw.execute("UPDATE vf.redemptions SET voucher_id = voucher_id")
+    unused = uuid4()
+    await raw.execute(
+        "INSERT INTO vf.vouchers (project_id, id, code, code_norm, discount_type, discount_bp) "
+        "VALUES ($1, $2, 'U', 'U', 'PERCENT', 1)",
+        ledger.project, unused,
+    )  # fmt: skip
+    assert await raw.execute("DELETE FROM vf.vouchers WHERE id = $1", unused) == "DELETE 1"
