@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
-import redis.asyncio
 import structlog
 from msgspec import json
+from redis.asyncio import Redis
 
 from api import bodies, metrics
 from api.auth import caller_of, require_secret
@@ -29,8 +29,10 @@ from core.db import STATEMENT_CACHE_SIZE, Database
 from core.errors import Fault, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.flash_sales import SaleDesk
 from core.hot import ClaimBackend
+from core.hot.nodes import connect, is_cluster
 from core.hot.redis_py import RedisPyBackend
 from core.hot.rust import Door, Listener, PlainCall, RustBackend
+from core.hot.rust_cluster import RustCluster
 from core.live_leases import LeaseKeeper, LiveLease
 from core.plain_redeems import PlainRedeems
 from core.redeemer import CLAIM_WAIT_MS, Redeemer
@@ -80,7 +82,7 @@ class Doors:
         self._plain: PlainRedeems
         self._flushing: asyncio.TimerHandle
         self._listener: Listener | None = None
-        self.redis: redis.asyncio.Redis
+        self.redis: Redis
         self.desk: SaleDesk
 
     async def start(self) -> None:
@@ -96,7 +98,7 @@ class Doors:
             application_name="vauchflow redeem",
         )
         self._commits = SharedCommits(self._commit_database)
-        self.redis = redis.asyncio.from_url(
+        self.redis = connect(
             settings.redis_url,
             max_connections=REDIS_CONNECTIONS_MAX,
             socket_timeout=REDIS_TIMEOUT_S,
@@ -272,8 +274,10 @@ class Doors:
 
 
 def _backend(redis_url: str, seat: Seat) -> Any:
-    """Return the compiled batcher, or the Python one where the address needs TLS."""
+    """Return the compiled batcher, one for each master of a cluster, or Python's for TLS."""
     if redis_url.startswith("rediss://"):
         _log.warning("python_backend", reason="the compiled batcher does not speak TLS")
         return RedisPyBackend(redis_url, marks_path=str(seat.marks_path))
+    if is_cluster(redis_url):
+        return RustCluster(redis_url, marks_path=seat.marks_path)
     return RustBackend(redis_url, marks_path=seat.marks_path)

@@ -22,6 +22,7 @@ from core.db.faults import StatementFailed
 from core.errors import OutcomeUnknown, Unavailable
 from core.hot import ClaimBackend
 from core.hot.rust import CommitBatch, CommitQueue, Door, PlainTerms, RustBackend
+from core.hot.rust_cluster import RustCluster
 from core.live_leases import LiveLease
 from core.redemptions import Terms, ms_of
 from core.shared_commits import (
@@ -74,7 +75,7 @@ class PlainRedeems:
     def learn_claims(self, path: str, token: bytes, caller: Caller, live: LiveLease) -> None:
         """From now on take the claims that this key sends to this address to a live lease."""
         backend = self._backend
-        if not isinstance(backend, RustBackend):
+        if not isinstance(backend, RustBackend | RustCluster):
             return
         if not live.is_plain:
             row = live.row

@@ -76,6 +76,10 @@ class RustBackend:
         self._is_closed = False
         self._loop.add_reader(self._fileno, self._batcher.drain)
 
+    def leave_slot(self, slot: int) -> None:
+        """Forget a lease that another batcher with the same marks goes on with."""
+        self._batcher.close_slot(slot, keeps_mark=True)
+
     def learn(self, door: Door, path: str, token: bytes, slot: int) -> None:
         """Let a door take the plain claims of a slot that has its terms."""
         door.learn_claim(path, token, self._batcher, slot)

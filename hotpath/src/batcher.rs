@@ -195,10 +195,12 @@ impl Core {
         })
     }
 
-    pub fn close_slot(&self, slot: usize) -> Option<()> {
+    /// Forget a slot. Its mark stays where another batcher goes on with the lease.
+    pub fn close_slot(&self, slot: usize, keeps_mark: bool) -> Option<()> {
         self.change(|state| {
             state.seal(slot, Sealed::Asked);
-            if let Some(mark) = state.slots.remove(&slot).and_then(|closed| closed.mark) {
+            let closed = state.slots.remove(&slot);
+            if let Some(mark) = closed.and_then(|closed| closed.mark).filter(|_| !keeps_mark) {
                 state.marks.free(mark);
             }
             state.was_given(slot)

@@ -85,7 +85,7 @@ impl Sim {
             self.core.reopen(self.slot, &self.run_id()).unwrap();
             self.sealed_at = None;
         } else {
-            self.core.close_slot(self.slot).unwrap();
+            self.core.close_slot(self.slot, false).unwrap();
             self.open_lease();
         }
     }

@@ -297,9 +297,10 @@ impl Batcher {
         self.core.seal(slot).ok_or_else(no_slot)
     }
 
-    fn close_slot(&self, slot: usize) -> PyResult<()> {
+    #[pyo3(signature = (slot, *, keeps_mark=false))]
+    fn close_slot(&self, slot: usize, keeps_mark: bool) -> PyResult<()> {
         lock(&self.claims.terms).remove(&slot);
-        self.core.close_slot(slot).ok_or_else(no_slot)
+        self.core.close_slot(slot, keeps_mark).ok_or_else(no_slot)
     }
 
     fn keep_marks(&self, lease_ids: Vec<String>) -> PyResult<()> {
