@@ -997,6 +997,7 @@ DECLARE
     v_over text := 'limit_reached';
     v_n bigint := cardinality(p_ids);
     v_is_mixed boolean := false;
+    v_known bigint := 0;
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     IF p_campaign IS NOT NULL THEN
@@ -1032,11 +1033,12 @@ BEGIN
                SELECT 1 FROM vf.redemptions k WHERE k.idempotency_key = q.key AND k.voucher_id = p_voucher
                   AND k.project_id = p_project LIMIT 1) r) THEN
         IF v.per_customer_limit IS NOT NULL THEN
-            v_is_mixed := (SELECT count(DISTINCT q.customer) < v_n FROM unnest(p_customers) AS q (customer))
-                OR EXISTS (SELECT 1 FROM unnest(p_customers) AS q (customer) CROSS JOIN LATERAL (
-                       SELECT 1 FROM vf.customer_counts k WHERE k.customer_id = q.customer
-                          AND k.scope_id = p_voucher AND k.project_id = p_project
-                          AND k.live_count >= v.per_customer_limit LIMIT 1) r);
+            SELECT count(DISTINCT q.customer) < v_n OR coalesce(max(r.live_count) >= v.per_customer_limit, false),
+                   count(r.live_count)
+              INTO v_is_mixed, v_known
+              FROM unnest(p_customers) AS q (customer) LEFT JOIN LATERAL (
+                   SELECT k.live_count FROM vf.customer_counts k WHERE k.customer_id = q.customer
+                      AND k.scope_id = p_voucher AND k.project_id = p_project LIMIT 1) r ON true;
         END IF;
         IF NOT v_is_mixed THEN
             INSERT INTO vf.redemptions (project_id, lease_id, seq, id, voucher_id, sale_id, sale_seq, idempotency_key,
@@ -1049,7 +1051,13 @@ BEGIN
               FROM unnest(p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts, p_order_ids,
                           p_metadata) WITH ORDINALITY
                 AS q (id, key, fingerprint, customer, order_value, discount, order_id, metadata, ord);
-            IF v.per_customer_limit IS NOT NULL THEN
+            IF v.per_customer_limit IS NOT NULL AND v_known = 0 THEN
+                -- Who came meanwhile makes this fail, and each be asked again alone.
+                INSERT INTO vf.customer_counts
+                       (project_id, scope_id, customer_id, live_count, limit_max, last_redemption_id)
+                SELECT p_project, p_voucher, q.customer, 1, v.per_customer_limit, q.id
+                  FROM unnest(p_customers, p_ids) AS q (customer, id) ORDER BY q.customer;
+            ELSIF v.per_customer_limit IS NOT NULL THEN
                 INSERT INTO vf.customer_counts AS k
                        (project_id, scope_id, customer_id, live_count, limit_max, last_redemption_id)
                 SELECT p_project, p_voucher, q.customer, 1, v.per_customer_limit, q.id
