@@ -53,7 +53,6 @@ REFUSALS: Final = _register(
         ("not_combinable", "One of these codes does not combine with the others."),
         ("not_settled_yet", "The redemption is on its way into the ledger; ask again shortly."),
         ("receipt_void", "The unit of this receipt was given back, or released to others."),
-        ("blocked", "This customer or code is blocked."),
         ("sale_live", "The sale is armed or open: its terms are frozen until it ends."),
         ("sale_over", "The sale is closed for good; make another one."),
         ("sale_not_open", "The sale is not open, so that cannot be done with it."),

@@ -114,3 +114,14 @@ def test_a_long_table_comes_in_whole_and_one_line_too_many_does_not(
     assert (refused.status_code, "50000" in refused.json()["detail"]) == (400, True)
     assert api.row_counts() == before
     assert send(client, "code,value\n" + "A" * 10_485_760).status_code == 413
+
+
+def test_a_table_in_two_encodings_is_refused_by_its_line(api: Api, client: httpx.Client) -> None:
+    before = api.row_counts()
+    table = "code,discount_value\nÄ1,5\n".encode() + "Ö2,5\n".encode("latin-1")
+
+    answer = send(client, table)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+    assert answer.json()["detail"] == "The file is not UTF-8: see line 3."
+    assert api.row_counts() == before
