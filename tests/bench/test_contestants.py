@@ -14,7 +14,7 @@ from bench.contestants.litestar_typed import app as litestar_typed
 
 # Where the product listens, what it serves, and how it starts a dead worker again.
 OF_ONE_OF_THEM = {
-    "address", "port", "interface", "workers", "respawn_failed_workers", "respawn_interval",
+    "address", "port", "uds", "interface", "workers", "respawn_failed_workers", "respawn_interval",
     "workers_kill_timeout",
 }  # fmt: skip
 

@@ -148,7 +148,7 @@ def still_running(pids: set[int]) -> set[int]:
         try:
             if _stat(pid)[0] != "Z":
                 running.add(pid)
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             pass
     return running
 
