@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
@@ -30,7 +30,13 @@ LOOK_S: Final = 0.5
 # A node that is asked may be the one that went away: the next is asked after so long.
 LOOK_TIMEOUT_S: Final = 1.0
 
-Owner = tuple[int, str]  # config epoch, host:port
+
+class Owner(NamedTuple):
+    """The master of a slot: as of which config epoch, by which id of the cluster, where."""
+
+    epoch: int
+    node: str
+    address: str
 
 
 def connect(url: str, **options: Any) -> Redis:
@@ -139,7 +145,7 @@ class Cluster(Redis):
 
     async def look(self) -> None:
         """Ask a node who has which slot, each time another. Raises: RedisError; OSError."""
-        masters = {owner[1] for owner in set(self._owners) if owner is not None}
+        masters = {owner.address for owner in set(self._owners) if owner is not None}
         known = sorted(masters | set(self._seeds))
         lost: Exception | None = None
         for _ in known:
@@ -159,21 +165,26 @@ class Cluster(Redis):
 
     def _learn(self, asked: str, told: dict[str, dict[str, Any]]) -> None:
         found = [
-            (int(node["epoch"]), at, node["slots"])
+            (int(node["epoch"]), node["node_id"], at, "myself" in node["flags"], node["slots"])
             for at, node in told.items()
             if node["slots"] and "master" in node["flags"] and "noaddr" not in node["flags"]
         ]
         if self._seen.get(asked) == found:
             return
         self._seen[asked] = found
-        for epoch, at, ranges in found:
+        for epoch, node_id, at, is_itself, ranges in found:
             host, _, port = at.rpartition(":")
             # A node that has not been told its own name is where it was asked.
-            owner = epoch, f"{host or asked.rpartition(':')[0]}:{port}"
+            owner = Owner(epoch, node_id, f"{host or asked.rpartition(':')[0]}:{port}")
             for first, *last in ranges:
                 for slot in range(int(first), int(last[0] if last else first) + 1):
                     known = self._owners[slot]
-                    if known is None or known < owner:
+                    if (
+                        known is None
+                        or known[:2] < owner[:2]
+                        # It came back elsewhere, which it learns later than the others do.
+                        or (known[:2] == owner[:2] and not is_itself)
+                    ):
                         self._owners[slot] = owner
 
     async def _look_if_old(self) -> None:
@@ -185,7 +196,7 @@ class Cluster(Redis):
             try:
                 await self.look()
             except (RedisError, OSError):
-                if self._owners[0] is None:
+                if not self._seen:
                     raise
                 # Nobody answers: the one that is asked now will say so itself.
                 self._looked_at = time.monotonic()
@@ -193,7 +204,7 @@ class Cluster(Redis):
     def address_of(self, target: str) -> str | None:
         """Return the master that holds a lease's or a voucher's keys, as far as is known."""
         owner = self._owners[_slot_of(target)]
-        return None if owner is None else owner[1]
+        return None if owner is None else owner.address
 
     async def node_of(self, target: str) -> Redis:
         """Return a client of that master; see the function of this name."""
@@ -208,7 +219,7 @@ class Cluster(Redis):
         await self._look_if_old()
         if None in self._owners:
             raise ClusterDownError(f"{self._owners.count(None)} slots of the cluster lack a master")
-        return [self._client(at) for at in sorted({own[1] for own in self._owners if own})]
+        return [self._client(at) for at in sorted({own.address for own in self._owners if own})]
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command to the master of its key. Raises: as `node_of`."""

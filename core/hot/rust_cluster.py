@@ -104,9 +104,10 @@ class RustCluster:
             backend.set_terms(route.inner, *route.terms)
 
     async def _leave_unused(self) -> None:
-        used = {route.address for route in self._routes.values()}
-        for address in self._backends.keys() - used:
-            await self._backends.pop(address).aclose()
+        for address in list(self._backends):
+            # Looked at one by one: while one is closed, a lease may be opened at the next.
+            if all(route.address != address for route in self._routes.values()):
+                await self._backends.pop(address).aclose()
 
     # Slots ---------------------------------------------------------------------------------------
 

@@ -1,14 +1,17 @@
 """Which node of a cluster has a lease, and what is told to it alone."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from redis.exceptions import ClusterDownError, ConnectionError
 
+from core.endings import end
 from core.hot import leases, nodes
 from core.hot.leases import LeaseFacts
 from core.hot.nodes import Cluster, connect, node_of, nodes_of
+from core.hot.rust_cluster import RustCluster
 from tests.masters import Masters, masters, slot_of
 
 pytestmark = pytest.mark.anyio
@@ -64,12 +67,37 @@ async def test_a_slot_that_moved_is_followed_by_the_next_command(
     assert (told, entries) == (goal.ask("INFO", "server")["run_id"], [])
 
 
+async def test_a_batcher_that_is_needed_again_while_others_are_left_stays(
+    client: Cluster, cluster: Masters
+) -> None:
+    lease_of = {cluster.of(lease).address: lease for lease in await armed(client, 24)}
+    assert len(lease_of) == 3
+    backend = RustCluster(cluster.url)
+    try:
+        await backend._nodes.look()
+        await end(backend._task)
+        for lease in lease_of.values():
+            backend.close_slot(backend.open_lease(lease, "unknown"))
+        leaving = asyncio.create_task(backend._leave_unused())
+        await asyncio.sleep(0)
+        assert len(backend._backends) == 2, "one is being closed"
+        needed = list(backend._backends)[-1]
+        slot = backend.open_lease(lease_of[needed], "unknown")
+        await leaving
+        assert list(backend._backends) == [needed]
+        assert backend.status().slots[slot].target == lease_of[needed]
+    finally:
+        await backend.aclose()
+
+
 def test_a_node_with_an_older_map_leads_nobody_back() -> None:
     client = Cluster("redis+cluster://one:1,two:2")
     lease = str(uuid.uuid4())
     whole = [["0", "16383"]]
-    old = {"10.0.0.1:1": {"epoch": "3", "flags": "myself,master", "slots": whole}}
-    new = {":2": {"epoch": "4", "flags": "myself,master", "slots": [[str(slot_of(lease))]]}}
+    one = {"node_id": "b", "epoch": "3", "flags": "myself,master", "slots": whole}
+    two = {"node_id": "a", "epoch": "4", "flags": "myself,master"}
+    old = {"10.0.0.1:1": one}
+    new = {":2": two | {"slots": [[str(slot_of(lease))]]}}
     client._learn("one:1", old)
     assert client.address_of(lease) == "10.0.0.1:1"
     client._learn("two:2", new)
@@ -78,9 +106,22 @@ def test_a_node_with_an_older_map_leads_nobody_back() -> None:
     assert client.address_of(lease) == "two:2"
 
 
+def test_a_node_that_came_back_elsewhere_is_where_the_others_see_it() -> None:
+    client = Cluster("redis+cluster://one:1,two:2")
+    lease = str(uuid.uuid4())
+    node = {"node_id": "a", "epoch": "3", "slots": [["0", "16383"]]}
+    itself, by_others = node | {"flags": "myself,master"}, node | {"flags": "master"}
+    client._learn("two:2", {"10.0.0.9:1": by_others})
+    client._learn("two:2", {"10.0.0.10:1": by_others})
+    assert client.address_of(lease) == "10.0.0.10:1"
+    client._learn("one:1", {"10.0.0.9:1": itself})
+    client._learn("two:2", {"10.0.0.10:1": by_others})
+    assert client.address_of(lease) == "10.0.0.10:1"
+
+
 async def test_a_cluster_that_lacks_a_master_is_never_taken_for_a_whole_one() -> None:
     client = Cluster("redis+cluster://one:1")
-    half = {"one:1": {"epoch": "1", "flags": "master", "slots": [["0", "8191"]]}}
+    half = {"one:1": {"node_id": "a", "epoch": "1", "flags": "master", "slots": [["0", "8191"]]}}
     client._learn("one:1", half)
     client._looked_at = float("inf")
     with pytest.raises(ClusterDownError, match="8192 slots"):
