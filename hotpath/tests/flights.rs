@@ -10,7 +10,10 @@ use _native::batcher::{Core, Item, Limits};
 use _native::flight::{self, Dial, Link, Lost};
 use _native::marks::Marks;
 use _native::outcome::{Answer, Outcome, Sealed};
-use _native::resp::{Value, decode};
+use _native::resp::Value;
+use calls::read_calls;
+
+mod calls;
 
 const LEASE: &str = "0b9c2f0e-6a3d-4e1f-8c77-00ff10203040";
 const OTHER: &str = "1b9c2f0e-6a3d-4e1f-8c77-00ff10203040";
@@ -100,20 +103,6 @@ impl Link for FakeLink {
         drop(script);
         step(&calls)
     }
-}
-
-fn read_calls(mut bytes: &[u8]) -> Vec<Vec<String>> {
-    let mut calls = Vec::new();
-    while let Some((Value::Array(parts), length)) = decode(bytes).unwrap() {
-        let texts = parts.into_iter().map(|part| match part {
-            Value::Bulk(text) => String::from_utf8(text).unwrap(),
-            other => panic!("not a bulk string: {other:?}"),
-        });
-        calls.push(texts.collect());
-        bytes = &bytes[length..];
-    }
-    assert!(bytes.is_empty());
-    calls
 }
 
 /// Answers with wins from `first` on, one reply a call.

@@ -13,7 +13,10 @@ use _native::batcher::{Core, Item, Limits};
 use _native::flight::{self, Dial, Link, Lost};
 use _native::marks::{Marks, parse_uuid};
 use _native::outcome::{Answer, Outcome};
-use _native::resp::{Value, decode};
+use _native::resp::Value;
+use calls::read_calls;
+
+mod calls;
 
 /// A few seconds' worth in every run.
 const SCHEDULES: u64 = 1_000;
@@ -284,19 +287,6 @@ impl Link for Wire {
         sim.act();
         replies
     }
-}
-
-fn read_calls(mut bytes: &[u8]) -> Vec<Vec<String>> {
-    let mut calls = Vec::new();
-    while let Some((Value::Array(parts), length)) = decode(bytes).unwrap() {
-        let texts = parts.into_iter().map(|part| match part {
-            Value::Bulk(text) => String::from_utf8(text).unwrap(),
-            other => panic!("not a bulk string: {other:?}"),
-        });
-        calls.push(texts.collect());
-        bytes = &bytes[length..];
-    }
-    calls
 }
 
 fn play(seed: u64) -> HashMap<u8, usize> {
