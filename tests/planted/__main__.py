@@ -3,7 +3,8 @@
 A bug is a patch beside this file, with two lines on top: what it breaks, and the quickest suite
 that must notice. It is applied to a copy of the tree, so that what ships carries no switch. The
 suites must pass on a copy without any patch, and fail on the planted one; a patch that no longer
-applies is a failure, too. Leaves `.proof/planted.json` for docs/proof.md.
+applies, or plants into a function that a later migration makes anew, is a failure, too. Leaves
+`.proof/planted.json` for docs/proof.md.
 """
 
 import argparse
@@ -31,6 +32,7 @@ RESULTS = ROOT / ".proof" / "planted.json"
 TARGET = ROOT / "target" / "planted"
 WORKSHOP = TARGET / "tree"
 NATIVE = "hotpath/python/vauchflow_hotpath"
+MIGRATIONS = "core/db/migrations"
 # A suite takes seconds; compiling the crate's tests for the first time takes half a minute.
 SUITE_S, CLEAN_S = 120, 420
 # Scripts are part of the compiled module. Where a patch changes one, the copy's Python reads it.
@@ -123,8 +125,29 @@ def place_for(suite: str, tree: Sequence[str]) -> AbstractContextManager[Path]:
     return workshop(tree) if suite.startswith("cargo") else copy_of(tree)
 
 
+def functions(migration: Path) -> dict[str, str]:
+    """Return the functions that a migration makes, by name."""
+    statements = re.split(r"^(?=CREATE )", migration.read_text(), flags=re.MULTILINE)
+    found = [(re.match(r"CREATE (?:OR REPLACE )?FUNCTION ([\w.]+)", s), s) for s in statements]
+    return {made[1]: statement for made, statement in found if made}
+
+
+def made_anew(copy: Path) -> str:
+    """Return the functions that differ in a copy where a later migration makes them anew."""
+    later: set[str] = set()
+    overtaken = []
+    for path in sorted((ROOT / MIGRATIONS).glob("*.sql"), reverse=True):
+        stands, planted = functions(path), functions(copy / MIGRATIONS / path.name)
+        overtaken += [
+            f"{name} of {path.name}" for name in stands.keys() & later
+            if planted.get(name) != stands[name]
+        ]  # fmt: skip
+        later |= stands.keys()
+    return ", ".join(sorted(overtaken))
+
+
 def plant(bug: Bug, copy: Path) -> str:
-    """Apply a patch to a copy; the empty string, or why it does not apply."""
+    """Apply a patch to a copy; the empty string, or why it plants nothing."""
     patch = PATCHES / f"{bug.name}.patch"
     done = subprocess.run(
         ["git", "apply", "--recount", "-C1", str(patch)], cwd=copy, capture_output=True, text=True,
@@ -133,6 +156,9 @@ def plant(bug: Bug, copy: Path) -> str:
     )  # fmt: skip
     if done.returncode:
         return f"the patch no longer applies: {done.stderr.strip().splitlines()[-1]}"
+    overtaken = made_anew(copy)
+    if overtaken:
+        return f"plant it where the function is made now, not in {overtaken}"
     if "b/hotpath/lua/" in patch.read_text():
         with (copy / NATIVE / "__init__.py").open("a") as module:
             module.write(READ_SCRIPTS)
