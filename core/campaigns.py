@@ -329,11 +329,15 @@ async def edit(
 
     A change of rules is a new version of the terms: codes without a discount of their own follow
     at once, and a budget that is new counts from now on. Refuses: sale_live for rules other than
-    dates, while a fast sale sells at the old ones. Raises: NotFound, Invalid, Unavailable.
+    dates, while a fast sale sells at the old ones. Raises: NotFound, Invalid.
+    Concurrency: locks the campaign, so that of two changes at once neither undoes the other.
     """
     rules = RulesPatch() if patch.rules is msgspec.UNSET else patch.rules
     changed = _changed(rules)
-    before = await find(conn, caller, public_id)
+    found = await find(conn, caller, public_id)
+    # Redeems wait for the lock, and must not wait until a million codes are counted.
+    effect = await _effect(conn, caller, found.id, changed) if changed else msgspec.UNSET
+    before = await _locked(conn, caller, found.id)
     is_out = await db.value(
         conn, "campaigns.has_live_lease", bool, project_id=caller.project_id, id=before.id
     )
@@ -347,7 +351,7 @@ async def edit(
     limits.check_metadata(metadata)
     bp, minor = _discount(caller, before, rules)
     try:
-        count = await db.run(
+        await db.run(
             conn, "campaigns.edit", project_id=caller.project_id, id=before.id,
             campaign_name=before.name if patch.name is msgspec.UNSET else patch.name,
             metadata=metadata, starts_at=starts_at, expires_at=expires_at,
@@ -355,7 +359,7 @@ async def edit(
             min_order_minor=_least(caller, before, rules), discount_bp=bp, discount_minor=minor,
             promotion=promotion,
             expires_after_days=_or(rules.expires_after_days, before.expires_after_days),
-            is_new_version=bool(changed), terms_version=before.terms_version,
+            is_new_version=bool(changed),
         )  # fmt: skip
     except db.CheckViolation as violation:
         if violation.constraint != "campaigns_never_over":
@@ -364,15 +368,9 @@ async def edit(
             "rules.max_redemptions is less than what was redeemed already",
             field="rules.max_redemptions",
         ) from None
-    if not count:
-        raise Unavailable("Nothing was applied: somebody else is changing this campaign.")
     after = await _by_id(conn, caller, before.id)
     await record(conn, caller, after, "campaign.edited", rules=changed)
-    shown = show(after, caller)
-    if changed:
-        effect = await _effect(conn, caller, after, changed)
-        shown = msgspec.structs.replace(shown, effect=effect)
-    return shown
+    return msgspec.structs.replace(show(after, caller), effect=effect)
 
 
 def _changed(rules: RulesPatch) -> list[str]:
@@ -385,10 +383,10 @@ def _changed(rules: RulesPatch) -> list[str]:
 
 
 async def _effect(
-    conn: db.Connection, caller: Caller, stored: Stored, changed: list[str]
+    conn: db.Connection, caller: Caller, campaign_id: UUID, changed: list[str]
 ) -> Effect:
     issued = await db.one(
-        conn, "campaigns.issued", _Issued, project_id=caller.project_id, id=stored.id
+        conn, "campaigns.issued", _Issued, project_id=caller.project_id, id=campaign_id
     )
     assert issued is not None, "an aggregate has a row"
     return Effect(
@@ -490,8 +488,9 @@ async def switch(
     """Activate a draft, pause, resume or end a campaign, and with it all its vouchers. Idempotent.
 
     Refuses: ended; not_started, where a draft is to pause or resume. Raises: NotFound.
+    Concurrency: locks the campaign, so that no step of it is told twice.
     """
-    before = await find(conn, caller, public_id)
+    before = await _locked(conn, caller, (await find(conn, caller, public_id)).id)
     sources, status, event = _MOVES[move]
     count = await db.run(
         conn, "campaigns.switch", project_id=caller.project_id, id=before.id, status=status,
@@ -568,3 +567,9 @@ async def _by_id(conn: db.Connection, caller: Caller, campaign_id: UUID) -> Stor
     )
     assert stored is not None
     return stored
+
+
+async def _locked(conn: db.Connection, caller: Caller, campaign_id: UUID) -> Stored:
+    """Return a campaign's row as it stays until the transaction ends, whoever wants to change it."""
+    await db.run(conn, "campaigns.lock", project_id=caller.project_id, id=campaign_id)
+    return await _by_id(conn, caller, campaign_id)

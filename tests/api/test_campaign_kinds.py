@@ -1,7 +1,10 @@
 """How a campaign's codes come about, what becomes of a campaign, and that it is told once."""
 
 import asyncio
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -43,6 +46,32 @@ def as_worker(api: Api, work: Any) -> None:
             await database.close()
 
     asyncio.run(run())
+
+
+@contextmanager
+def held(api: Api, campaign: dict[str, Any]) -> Iterator[None]:
+    """Hold a campaign's row as somebody does who is changing it, and let go at the end."""
+    api.rows("begin")
+    lock = "select 1 from vf.campaigns where id = $1 for no key update"
+    try:
+        api.rows(lock, ids.parse_id("cmp", campaign["id"]))
+        yield
+    finally:
+        api.rows("commit")
+
+
+def wait_for_waiters(api: Api, count: int) -> None:
+    sql = (
+        "select count(*) from pg_stat_activity "
+        "where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    deadline = time.monotonic() + 5
+    waiting = 0
+    while waiting < count and time.monotonic() < deadline:
+        api.rows("select pg_stat_clear_snapshot()")
+        waiting = api.rows(sql)[0][0]
+        time.sleep(0.01)
+    assert waiting == count
 
 
 def test_a_standalone_code_is_there_with_its_campaign_and_is_unique(client: httpx.Client) -> None:
@@ -206,6 +235,39 @@ def test_a_change_of_rules_counts_for_codes_that_are_out_and_says_so(
     assert (over.status_code, over.json()["field"]) == (400, "rules.max_redemptions")
     plain = client.patch(path, json={"rules": {"conditions": None, "budgets": []}}).json()
     assert "conditions" not in plain["rules"] and plain["rules"]["discount_value"] == 30
+
+
+def test_of_two_changes_at_once_neither_undoes_the_other(client: httpx.Client, api: Api) -> None:
+    made = make(client)
+    path = f"/v1/campaigns/{made['id']}"
+    changes = ({"name": "Renamed"}, {"metadata": {"season": 4}}, {"rules": {"discount_value": 30}})
+    with ThreadPoolExecutor(3) as pool:
+        with held(api, made):
+            told = [pool.submit(client.patch, path, json=change) for change in changes]
+            wait_for_waiters(api, 3)
+        assert [one.result().status_code for one in told] == [200] * 3
+    after = client.get(path).json()
+    assert (after["name"], after["metadata"]) == ("Renamed", {"season": 4})
+    assert after["rules"]["discount_value"] == 30
+
+
+def test_a_start_is_told_once_where_somebody_pauses_while_the_clock_tells_it(
+    client: httpx.Client, api: Api
+) -> None:
+    made = make(client, rules={**RULES, "starts_at": "2080-01-01T00:00:00Z"})
+    number = ids.parse_id("cmp", made["id"])
+    api.rows("update vf.campaigns set starts_at = now() - interval '1 s' where id = $1", number)
+    with ThreadPoolExecutor(1) as pool:
+        with held(api, made):
+            told = pool.submit(client.post, f"/v1/campaigns/{made['id']}/pause")
+            wait_for_waiters(api, 1)
+            api.rows("update vf.campaigns set started_at = now() where id = $1", number)
+            api.rows(
+                "insert into vf.outbox (project_id, event, subject) "
+                "select project_id, 'campaign.started', id from vf.campaigns where id = $1", number,
+            )  # fmt: skip
+        assert told.result().json()["status"] == "paused"
+    assert sorted(events(api, made)) == ["campaign.created", "campaign.paused", "campaign.started"]
 
 
 def test_a_clone_is_a_draft_with_the_same_rules_and_nothing_used(client: httpx.Client) -> None:

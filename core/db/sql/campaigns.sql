@@ -46,9 +46,12 @@ SELECT c.id, c.name, c.type, c.status, c.discount_type, c.discount_bp, c.discoun
  ORDER BY c.id DESC
  LIMIT @limit::bigint;
 
+-- name: lock :exec
+-- Has others that would change a campaign wait: edits, the clock, a fast sale that is armed, redeems.
+SELECT 1 FROM vf.campaigns c WHERE c.project_id = @project_id AND c.id = @id FOR NO KEY UPDATE;
+
 -- name: edit :exec
--- Writes what may change of a campaign, unless somebody else changed its terms meanwhile. A start that moves into the
--- future is told of again, and so is an end.
+-- Writes what may change of a campaign. A start that moves into the future is told of again, and so is an end.
 UPDATE vf.campaigns
    SET name = @campaign_name, metadata = @metadata, starts_at = @starts_at, expires_at = @expires_at,
        max_redemptions = @max_redemptions, min_order_minor = @min_order_minor, discount_bp = @discount_bp,
@@ -57,7 +60,7 @@ UPDATE vf.campaigns
        ended_at = CASE WHEN status <> 'ended' AND coalesce(@expires_at::timestamptz > now(), true) THEN NULL
                        ELSE ended_at END,
        terms_version = terms_version + @is_new_version::boolean::integer, updated_at = clock_timestamp()
- WHERE project_id = @project_id AND id = @id AND terms_version = @terms_version;
+ WHERE project_id = @project_id AND id = @id;
 
 -- name: issued :one
 -- How many codes a campaign has, and how many of them have a discount of their own.
