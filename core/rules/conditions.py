@@ -103,31 +103,26 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename
         if self.not_ is not None:
             yield "not", self.not_
 
-    @property
-    def has_expression(self) -> bool:
-        """Whether any rule of the tree is an expression."""
-        return self.expression is not None or any(rule.has_expression for _, rule in self.under())
+    def tree(self) -> Iterator["Rule"]:
+        """Yield this rule and all below it."""
+        yield self
+        for _, rule in self.under():
+            yield from rule.tree()
+
+    def expressions(self) -> Iterator[str]:
+        """Yield the expressions of the tree."""
+        return (rule.expression for rule in self.tree() if rule.expression is not None)
 
     def facts(self) -> Iterator[str]:
         """Yield the facts the tree asks for; an expression may ask for all of `customer`."""
-        if self.fact is not None:
-            yield self.fact
-        if self.expression is not None and "customer" in _program(self.expression).variables():
+        yield from (rule.fact for rule in self.tree() if rule.fact is not None)
+        if any("customer" in _program(one).variables() for one in self.expressions()):
             yield from (fact for fact in _FACTS if fact.startswith("customer."))
-        for _, rule in self.under():
-            yield from rule.facts()
 
 
 def asks_only(rule: Rule, roots: frozenset[str]) -> bool:
     """Say whether a tree's expressions name nothing but these: order, customer, …"""
-    return all(roots >= one for one in _roots_of(rule))
-
-
-def _roots_of(rule: Rule) -> Iterator[set[str]]:
-    if rule.expression is not None:
-        yield set(_program(rule.expression).variables()) & _ROOTS
-    for _, below in rule.under():
-        yield from _roots_of(below)
+    return all(roots >= _ROOTS & {*_program(one).variables()} for one in rule.expressions())
 
 
 def read(new: NewRule, currency: str, *, field: str) -> Rule:

@@ -375,7 +375,7 @@ def refusal(
     if promotion.conditions is None:
         return None
     known = {**facts, **_clock_facts(now, promotion.time_zone)}
-    if promotion.conditions.has_expression:
+    if any(promotion.conditions.expressions()):
         known["expression"] = expression_facts(known, order)
     because = conditions.why_not(promotion.conditions, known, exponent)
     if because is None:

@@ -25,14 +25,11 @@ Rules = Mapping[str, Rule | None]
 
 def named_in(rule: Rule | None) -> Iterator[str]:
     """Yield the public ids of segments that a tree names, in a value or in an expression."""
-    if rule is None:
-        return
-    if rule.fact == FACT and isinstance(rule.value, tuple):
-        yield from (str(one) for one in rule.value)
-    if rule.expression is not None:
-        yield from _ID.findall(rule.expression)
-    for _, below in rule.under():
-        yield from named_in(below)
+    for one in () if rule is None else rule.tree():
+        if one.fact == FACT and isinstance(one.value, tuple):
+            yield from map(str, one.value)
+        if one.expression is not None:
+            yield from _ID.findall(one.expression)
 
 
 def asks_attributes(facts: Iterable[str]) -> bool:
@@ -43,21 +40,14 @@ def asks_attributes(facts: Iterable[str]) -> bool:
 
 def check(rule: Rule, *, field: str) -> None:
     """Hold a segment's rule to what is known of a customer. Raises: Invalid, with `field`."""
-    for fact in _asked(rule):
-        if fact not in _ALLOWED and not fact.startswith(_OPEN):
+    for one in rule.tree():
+        if one.fact is not None and one.fact not in _ALLOWED and not one.fact.startswith(_OPEN):
             raise Invalid(
-                f"{field} asks for {fact}; a segment knows {', '.join(_ALLOWED)}, {_OPEN}…",
+                f"{field} asks for {one.fact}; a segment knows {', '.join(_ALLOWED)}, {_OPEN}…",
                 field=field,
             )
     if not conditions.asks_only(rule, _CUSTOMER):
         raise Invalid(f"{field}: an expression of a segment knows only customer", field=field)
-
-
-def _asked(rule: Rule) -> Iterator[str]:
-    if rule.fact is not None:
-        yield rule.fact
-    for _, below in rule.under():
-        yield from _asked(below)
 
 
 def check_no_circle(start: str, rules: Rules, *, field: str) -> None:
@@ -106,7 +96,7 @@ def _is_member(
                 one for one in below if _is_member(one, rules, listed, facts, exponent, known)
             )
             seen = {**facts, FACT: mine}
-            if rule.has_expression:
+            if any(rule.expressions()):
                 seen["expression"] = promotions.expression_facts(seen, None)
             known[at] = conditions.why_not(rule, seen, exponent) is None
     return known[at]
