@@ -21,7 +21,7 @@ from core.shapes import CustomerId
 
 # Who belongs to what is asked of all of them at once; a few milliseconds.
 SEGMENTS_MAX: Final = 500
-# What one voucher's rules may lead to, over any number of steps.
+# What the rules of one voucher or segment may lead to, over any number of steps.
 REACHED_MAX: Final = 50
 MEMBERS_MAX: Final = 1_000
 
@@ -184,9 +184,7 @@ async def members(
 
 async def of_customer(conn: db.Connection, caller: Caller, customer_id: str) -> list[str]:
     """Return the public ids of all segments a customer belongs to now."""
-    every = await db.many(conn, "segments.all_ids", UUID, project_id=caller.project_id)
-    named = [ids.format_id("seg", one) for one in every]
-    rules = await _reached(conn, caller.project_id, named)
+    rules = await _all(conn, caller.project_id)
     wanted = {fact for rule in rules.values() if rule is not None for fact in rule.facts()}
     known = await facts_of(conn, caller.project_id, customer_id, wanted)
     return [*await belonging(conn, caller, customer_id, rules, known)]
@@ -198,7 +196,10 @@ async def check_named(
     """Hold a tree's segments against those there are. Raises: Invalid, with `field`."""
     named = list(segments.named_in(rule))
     if named:
-        await _check_known(await _reached(conn, caller.project_id, named), named, field)
+        reached = await _reached(conn, caller.project_id, named)
+        _check_known(reached, named, field)
+        if len(reached) > REACHED_MAX:
+            raise Invalid(f"{field} leads to more than {REACHED_MAX} segments", field=field)
 
 
 async def rules_named(
@@ -267,23 +268,26 @@ def show(stored: Stored, caller: Caller) -> Segment:
 
 
 async def _read(conn: db.Connection, caller: Caller, new: NewRule, own_id: UUID) -> Rule:
-    """Read a segment's rule; what it leads to must be there and not come back to it."""
+    """Read a segment's rule; what it leads to must be there, be few and not come back to it."""
     rule = conditions.read(new, caller.currency, field="rule")
     segments.check(rule, field="rule")
-    own, named = ids.format_id("seg", own_id), list(segments.named_in(rule))
-    reached = await _reached(conn, caller.project_id, [one for one in named if one != own])
-    reached[own] = rule
-    await _check_known(reached, named, "rule")
-    segments.check_no_circle(own, reached, field="rule")
+    own = ids.format_id("seg", own_id)
+    rules = {**await _all(conn, caller.project_id), own: rule}
+    _check_known(rules, segments.named_in(rule), "rule")
+    segments.check_no_circle(own, rules, field="rule")
+    segments.check_reach(own, rules, REACHED_MAX, field="rule")
     return rule
 
 
-async def _check_known(reached: Mapping[str, Rule | None], named: list[str], field: str) -> None:
+def _check_known(known: Mapping[str, Rule | None], named: Iterable[str], field: str) -> None:
     for one in named:
-        if one not in reached:
+        if one not in known:
             raise Invalid(f"{field} names a segment that there is not: {one[:40]!a}", field=field)
-    if len(reached) > REACHED_MAX:
-        raise Invalid(f"{field} leads to more than {REACHED_MAX} segments", field=field)
+
+
+async def _all(conn: db.Connection, project_id: UUID) -> dict[str, Rule | None]:
+    rows = await db.many(conn, "segments.all_rules", _Rule, project_id=project_id)
+    return {ids.format_id("seg", row.id): row.rule for row in rows}
 
 
 async def _reached(

@@ -66,6 +66,27 @@ def _walk(at: str, rules: Rules, way: tuple[str, ...], done: set[str], field: st
     done.add(at)
 
 
+def check_reach(through: str, rules: Rules, reached_max: int, *, field: str) -> None:
+    """Hold every segment that leads to one to how many it may lead to, itself among them.
+
+    Raises: Invalid, which names the segment. `rules` are all there are.
+    """
+    named = {one: {*named_in(rule)} for one, rule in rules.items()}
+    for one in named:
+        reached = _reach(one, named)
+        if through in reached and len(reached) > reached_max:
+            detail = f"{field}: with it {one} leads to more than {reached_max} segments"
+            raise Invalid(detail, field=field)
+
+
+def _reach(start: str, named: Mapping[str, set[str]]) -> set[str]:
+    found, new = {start}, {start}
+    while new:
+        new = {below for one in new for below in named[one]} - found
+        found |= new
+    return found
+
+
 def belongs_to(
     rules: Rules, listed: Collection[str], facts: Mapping[str, Any], exponent: int
 ) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
 """Groups of customers: lists and rules, counted at once, never in a circle."""
 
+import itertools
 import threading
 from typing import Any
 
 import httpx
 import pytest
 
+from core import segments
 from tests.api.conftest import Api
 
 UNKNOWN = "seg_" + "0" * 26
@@ -121,6 +123,24 @@ def test_two_changes_at_once_do_not_make_a_circle_together(client: httpx.Client)
         for thread in threads:
             thread.join()
         assert sorted(told) == [200, 400]
+
+
+def test_a_chain_is_refused_where_its_first_would_lead_to_too_many(client: httpx.Client) -> None:
+    chain = [
+        make(client, f"Link {n}", rule=attribute("a", 1)) for n in range(segments.REACHED_MAX + 1)
+    ]
+    told = [
+        client.patch(f"/v1/segments/{one}", json={"rule": any_of(below)})
+        for one, below in itertools.pairwise(chain)
+    ]
+    assert {answer.status_code for answer in told[:-1]} == {200}
+    assert (told[-1].status_code, told[-1].json()["field"]) == (400, "rule")
+    assert f"{chain[0]} leads to more than 50 segments" in told[-1].json()["detail"]
+    assert client.get(f"/v1/segments/{chain[-2]}").json()["rule"] == attribute("a", 1)
+    body = {"customer_id": "end", "attributes": {"a": 1}}
+    assert client.post("/v1/customers", json=body).status_code == 200
+    mine = client.get("/v1/customers/end/segments").json()["segments"]
+    assert {*chain} <= {*mine}, "through all of it"
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,15 @@ def _reach(edges: dict[str, list[str]], start: str) -> set[str]:
     return found
 
 
+def test_whoever_leads_through_a_segment_is_held_to_how_many_it_leads_to() -> None:
+    rules = {A: names(B), B: names(C), C: None}
+    segments.check_reach(B, rules, 3, field="rule")
+    with pytest.raises(Invalid, match=f"{A} leads to more than 2 segments"):
+        segments.check_reach(B, rules, 2, field="rule")
+    other = "seg_" + "D" * 26
+    segments.check_reach(other, {**rules, other: names(C)}, 2, field="rule")
+
+
 @pytest.mark.parametrize(
     "rule",
     [

@@ -39,9 +39,9 @@ UPDATE vf.segments
 -- The rules of some segments.
 SELECT s.id, s.rule FROM vf.segments s WHERE s.project_id = @project_id AND s.id = ANY (@ids::uuid[]);
 
--- name: all_ids :many
--- Every segment of a project.
-SELECT s.id FROM vf.segments s WHERE s.project_id = @project_id ORDER BY s.id;
+-- name: all_rules :many
+-- The rules of every segment of a project.
+SELECT s.id, s.rule FROM vf.segments s WHERE s.project_id = @project_id ORDER BY s.id;
 
 -- name: listed :many
 -- On which of some lists a customer is.
