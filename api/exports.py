@@ -13,9 +13,16 @@ from core.errors import Invalid
 from core.vouchers import Voucher
 
 Req = Request[Any, Any, Any]
+_MEDIA_TYPES: Final[dict[exports.Format, str]] = {
+    "csv": "text/csv", "ndjson": "application/x-ndjson",
+}  # fmt: skip
 
 
-@get("/v1/exports/vouchers", operation_id="vouchers.export", opt=shape(answer=Voucher))
+@get(
+    "/v1/exports/vouchers",
+    operation_id="vouchers.export",
+    opt=shape(answer=Voucher, query=("campaign_id", "starting_after")),
+)
 async def vouchers(request: Req) -> Response[bytes]:
     """Return up to 10,000 vouchers as CSV or NDJSON; X-Next is where to go on, if there are more.
 
@@ -26,15 +33,15 @@ async def vouchers(request: Req) -> Response[bytes]:
     after = given.get("starting_after")
     if after is not None and ids.parse_id("vch", after) is None:
         raise Invalid("starting_after must be the X-Next of a part", field="starting_after")
+    is_lines = _MEDIA_TYPES["ndjson"] in request.headers.get("accept", "")
+    form: exports.Format = "ndjson" if is_lines else "csv"
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        found = await exports.part(conn, caller, campaign_id=given.get("campaign_id"), after=after)
-    headers = {"X-Next": found[-1].id} if len(found) == exports.PART_MAX else {}
-    if "application/x-ndjson" in request.headers.get("accept", ""):
-        text, media_type = exports.lines(found), "application/x-ndjson"
-    else:
-        text, media_type = exports.table(found, has_header=after is None), "text/csv"
-    return Response(text, media_type=media_type, headers=headers)
+        found = await exports.part(
+            conn, caller, form, campaign_id=given.get("campaign_id"), after=after
+        )
+    headers = {} if found.last is None else {"X-Next": found.last}
+    return Response(found.text, media_type=_MEDIA_TYPES[form], headers=headers)
 
 
 ROUTES: Final = [vouchers]

@@ -3,7 +3,7 @@
 import asyncio
 import csv
 import io
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,29 +23,47 @@ COLUMNS: Final = (
     "active", "holder", "metadata",
 )  # fmt: skip
 
-_encode: Final = msgspec.json.Encoder().encode
+Format = Literal["csv", "ndjson"]
+
+_encoder: Final = msgspec.json.Encoder()
+_encode: Final = _encoder.encode
+_lines: Final = _encoder.encode_lines
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Vouchers as they are written, and the id to go on after, where there may be more."""
+
+    text: bytes
+    count: int
+    last: str | None
 
 
 async def part(
-    conn: db.Connection, caller: Caller, *, campaign_id: str | None, after: str | None
-) -> list[Voucher]:
-    """Return up to PART_MAX vouchers, newest first, below the id of one. Raises: NotFound."""
-    found: list[Voucher] = []
-    last = ids.parse_id("vch", after) if after is not None else None
-    while len(found) < PART_MAX:
+    conn: db.Connection, caller: Caller, form: Format, *, campaign_id: str | None, after: str | None
+) -> Part:
+    """Write up to PART_MAX vouchers, newest first, below the id of one. Raises: NotFound.
+
+    Lines of JSON are what the API shows. A table begins with its header where `after` is None, and
+    has no column for rules beyond plain terms.
+    """
+    text: list[bytes] = []
+    count, last = 0, after
+    while count < PART_MAX:
         piece = await vouchers.page(
-            conn, caller, campaign_id=campaign_id, status=None, after=last, limit=PIECE
-        )
-        found += piece
+            conn, caller, campaign_id=campaign_id, status=None,
+            after=None if last is None else ids.parse_id("vch", last), limit=PIECE,
+        )  # fmt: skip
+        is_table = form == "csv"
+        text.append(_table(piece, has_header=last is None) if is_table else _lines(piece))
+        count += len(piece)
         if len(piece) < PIECE:
-            break
-        last = ids.parse_id("vch", piece[-1].id)
+            return Part(b"".join(text), count, None)
+        last = piece[-1].id
         await asyncio.sleep(0)
-    return found
+    return Part(b"".join(text), count, last)
 
 
-def table(found: list[Voucher], *, has_header: bool) -> bytes:
-    """Write vouchers as CSV. Rules beyond plain terms have no column: see `lines`."""
+def _table(found: list[Voucher], *, has_header: bool) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)
     if has_header:
@@ -53,11 +71,6 @@ def table(found: list[Voucher], *, has_header: bool) -> bytes:
     for voucher in found:
         writer.writerow([_cell(name, voucher) for name in COLUMNS])
     return text.getvalue().encode()
-
-
-def lines(found: list[Voucher]) -> bytes:
-    """Write vouchers as newline-delimited JSON, each as the API shows it."""
-    return msgspec.json.Encoder().encode_lines(found)
 
 
 def _cell(name: str, voucher: Voucher) -> str:

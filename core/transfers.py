@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -20,7 +20,6 @@ from core.settings import Settings
 COMMIT_LINES: Final = 5_000
 STATEMENT_TIMEOUT_MS: Final = 60_000
 
-Format = Literal["csv", "ndjson"]
 Tell = Callable[[int, int | None], None]
 """Hears how many are done, of how many where that is known."""
 
@@ -63,7 +62,7 @@ async def save(
     file: Path,
     project: str | None,
     campaign_id: str | None,
-    form: Format,
+    form: exports.Format,
     tell: Tell,
 ) -> int:
     """Write a project's vouchers, newest first; return how many. The file appears when it is whole.
@@ -78,16 +77,14 @@ async def save(
         with draft.open("wb") as out:
             while True:
                 async with database.transaction(caller.project_id, reads_only=True) as conn:
-                    found = await exports.part(conn, caller, campaign_id=campaign_id, after=after)
-                if form == "csv":
-                    out.write(exports.table(found, has_header=after is None))
-                else:
-                    out.write(exports.lines(found))
-                done += len(found)
+                    found = await exports.part(
+                        conn, caller, form, campaign_id=campaign_id, after=after
+                    )
+                out.write(found.text)
+                done, after = done + found.count, found.last
                 tell(done, None)
-                if len(found) < exports.PART_MAX:
+                if after is None:
                     break
-                after = found[-1].id
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
