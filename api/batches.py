@@ -84,7 +84,11 @@ async def show(request: Req, id: str) -> Response[bytes]:
         return answers.ok(await batches.get(conn, caller, id))
 
 
-@get("/v1/batches/{id:str}/codes", operation_id="batches.codes", opt=shape(answer=Made))
+@get(
+    "/v1/batches/{id:str}/codes",
+    operation_id="batches.codes",
+    opt=shape(answer=Made, query=("starting_after",)),
+)
 async def codes(request: Req, id: str) -> Response[bytes]:
     """Return up to 50,000 codes of a batch, those after `starting_after`, a code of it."""
     given = pagination.parameters(request, "starting_after")

@@ -46,6 +46,8 @@ _PATH_PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
 _PARAMETERS: Final[dict[str, str]] = {
     "limit": "How many objects at most, 1 to 100; 20 where it is not given.",
     "starting_after": "The id of the last object you have; the list goes on below it.",
+    "from": "The first day, as 2030-01-31.",
+    "to": "The last day, as 2030-01-31.",
 }
 
 
@@ -83,8 +85,8 @@ def shape(
 ) -> dict[str, Any]:
     """Return a handler's `opt` that describes it.
 
-    `query` names the filters of a list besides `limit` and `starting_after`; `for_browsers`: a
-    publishable key may call it.
+    `query` names what may stand behind the question mark, of a list besides `limit` and
+    `starting_after`; `for_browsers`: a publishable key may call it.
     """
     return {"shape": Shape(body, answer, status, query, for_browsers)}
 
@@ -151,18 +153,18 @@ def _operation(hot: Hot, schema_of: dict[str, Any]) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PATH_PARAMETER.findall(hot.path)
     ]
-    if hot.operation_id.endswith(".list"):
-        for name in ("limit", "starting_after", *hot.shape.query):
-            parameters.append(
-                {
-                    "name": name,
-                    "in": "query",
-                    "description": _PARAMETERS.get(name, f"Only objects with this {name}."),
-                    "schema": {"type": "integer", "minimum": 1, "maximum": 100}
-                    if name == "limit"
-                    else {"type": "string"},
-                }
-            )
+    of_lists = ("limit", "starting_after") if hot.operation_id.endswith(".list") else ()
+    for name in (*of_lists, *hot.shape.query):
+        parameters.append(
+            {
+                "name": name,
+                "in": "query",
+                "description": _PARAMETERS.get(name, f"Only objects with this {name}."),
+                "schema": {"type": "integer", "minimum": 1, "maximum": 100}
+                if name == "limit"
+                else {"type": "string"},
+            }
+        )
     if hot.method != "GET":
         parameters.append(
             {

@@ -77,7 +77,7 @@ async def edit(request: Req, id: str) -> Response[bytes]:
 @get(
     "/v1/segments/{id:str}/members",
     operation_id="segments.members",
-    opt=shape(answer=MemberList),
+    opt=shape(answer=MemberList, query=("starting_after",)),
 )
 async def members(request: Req, id: str) -> Response[bytes]:
     """Return up to 1,000 customers of a list, those after `starting_after`, one of them."""

@@ -49,6 +49,19 @@ def test_every_address_is_described(client: httpx.Client) -> None:
         assert problem["schema"] == {"$ref": "#/components/schemas/Problem"}
 
 
+def test_what_stands_behind_the_question_mark_is_described(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+
+    def asked(path: str) -> list[str]:
+        return [one["name"] for one in paths[path]["get"]["parameters"] if one["in"] == "query"]
+
+    assert asked("/v1/campaigns") == ["limit", "starting_after", "status"]
+    assert asked("/v1/exports/vouchers") == ["campaign_id", "starting_after"]
+    assert asked("/v1/segments/{id}/members") == ["starting_after"]
+    assert asked("/v1/batches/{id}/codes") == ["starting_after"]
+    assert asked("/v1/gift-cards/liability") == ["from", "to"]
+
+
 def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client) -> None:
     answer = client.get("/openapi.json")
 
