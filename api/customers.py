@@ -91,7 +91,7 @@ async def edit(request: Req, customer: str) -> Response[bytes]:
     opt=shape(answer=Export),
 )
 async def export(request: Req, customer: str) -> Response[bytes]:
-    """Return everything that is kept of a customer; the redemptions as CSV by Accept."""
+    """Return what promotions keep of a customer; the redemptions as CSV by Accept."""
     caller = await auth.secret_caller(request)
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:

@@ -19,7 +19,7 @@ from core.rules.limits import Metadata
 from core.shapes import CustomerId, Person, Text
 from core.vouchers import Voucher
 
-# A person's redemptions in one export; the largest shops' best customers have some thousands.
+# Of each kind in one export; the largest shops' best customers have some thousands of redemptions.
 EXPORT_MAX: Final = 100_000
 
 
@@ -67,10 +67,12 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Export(msgspec.Struct, frozen=True):
-    """Everything that is kept of a customer."""
+    """What promotions keep of a customer; `vouchers` are their wallet."""
 
     customer: Customer
     redemptions: list[Redemption]
+    vouchers: list[Voucher]
+    segments: list[str]
 
 
 class Erased(msgspec.Struct, frozen=True):
@@ -82,12 +84,7 @@ class Erased(msgspec.Struct, frozen=True):
 
 async def register(conn: db.Connection, caller: Caller, new: NewCustomer) -> Customer:
     """Register a customer, or change one who is registered. Idempotent. Raises: Invalid."""
-    limits.check_metadata(new.attributes or {}, field="attributes")
-    await db.run(
-        conn, "customers.register",
-        project_id=caller.project_id, id=ids.new(), customer_id=new.customer_id,
-        customer_name=new.name, email=new.email, attributes=new.attributes,
-    )  # fmt: skip
+    await _write_down(conn, caller, new.customer_id, new, field="attributes")
     return await get(conn, caller, new.customer_id)
 
 
@@ -99,11 +96,22 @@ async def meet(
         return
     if customer_id is None:
         raise Invalid("customer_id is required with customer", field="customer_id")
-    limits.check_metadata(person.attributes or {}, field="customer.attributes")
+    await _write_down(conn, caller, customer_id, person, field="customer.attributes")
+
+
+async def _write_down(
+    conn: db.Connection,
+    caller: Caller,
+    customer_id: str,
+    told: NewCustomer | Person,
+    *,
+    field: str,
+) -> None:
+    limits.check_metadata(told.attributes or {}, field=field)
     await db.run(
         conn, "customers.register",
         project_id=caller.project_id, id=ids.new(), customer_id=customer_id,
-        customer_name=person.name, email=person.email, attributes=person.attributes,
+        customer_name=told.name, email=told.email, attributes=told.attributes,
     )  # fmt: skip
 
 
@@ -177,13 +185,18 @@ async def edit(conn: db.Connection, caller: Caller, name: str, patch: CustomerPa
 
 
 async def export(conn: db.Connection, caller: Caller, name: str) -> Export:
-    """Return everything that is kept of a customer, newest redemption first. Raises: NotFound."""
+    """Return what is kept of a customer, newest redemption first. Raises: NotFound."""
     stored = await find(conn, caller, name)
     rows = await db.many(
         conn, "customers.redemptions", redemptions.Row,
         project_id=caller.project_id, customer_id=stored.customer_id, limit=EXPORT_MAX,
     )  # fmt: skip
-    return Export(show(stored), [redemptions.from_row(caller, row) for row in rows])
+    return Export(
+        show(stored),
+        [redemptions.from_row(caller, row) for row in rows],
+        await wallet(conn, caller, stored.customer_id, after=None, limit=EXPORT_MAX),
+        await segments.of_customer(conn, caller, stored.customer_id),
+    )
 
 
 async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refusal:

@@ -54,7 +54,13 @@ def test_who_only_redeemed_is_known_and_a_stranger_is_not(
 def test_an_export_is_everything_and_runs_nothing_in_a_spreadsheet(client: httpx.Client) -> None:
     client.post("/v1/customers", json={"customer_id": "carl", "name": "=HYPERLINK()"})
     told = [redeem(client, "carl") for _ in range(3)]
+    own = client.post("/v1/vouchers", json={"discount_value": 5, "holder": "carl"}).json()
+    listed = client.post("/v1/segments", json={"name": "L", "customer_ids": ["carl"]}).json()
+    client.post("/v1/segments", json={"name": "Others", "customer_ids": ["not-carl"]})
     whole = client.get("/v1/customers/carl/export").json()
+    assert ([one["code"] for one in whole["vouchers"]], whole["segments"]) == (
+        [own["code"]], [listed["id"]],
+    )  # fmt: skip
     assert whole["customer"]["name"] == "=HYPERLINK()"
     assert whole["redemptions"] == told[::-1]
     table = client.get("/v1/customers/carl/export", headers={"Accept": "text/csv"})
@@ -76,6 +82,11 @@ def test_an_erased_person_is_nowhere_and_the_books_still_add_up(
     budget = {"of": "redemptions", "per": "customer", "max": 5}
     redeem(client, name, per_customer_limit=2, budgets=[budget])
     redeem(client, name, per_customer_limit=2)
+    joined = {"name": "J", "kind": "join_once", "rules": {"discount_value": 5}}
+    campaign = client.post("/v1/campaigns", json=joined).json()["id"]
+    issued = client.post(f"/v1/campaigns/{campaign}/codes", json={"customer_id": name})
+    assert issued.json()["holder"] == name
+    client.post("/v1/segments", json={"name": "S", "customer_ids": [name]})
     code = client.post("/v1/vouchers", json={"discount_value": 5, "max_redemptions": 1}).json()
     held = {"code": code["code"], "customer_id": name, "order_value": 5}
     assert (
