@@ -570,6 +570,6 @@ async def _by_id(conn: db.Connection, caller: Caller, campaign_id: UUID) -> Stor
 
 
 async def _locked(conn: db.Connection, caller: Caller, campaign_id: UUID) -> Stored:
-    """Return a campaign's row as it stays until the transaction ends, whoever wants to change it."""
+    """Return a campaign's row, which nobody else changes until the transaction ends."""
     await db.run(conn, "campaigns.lock", project_id=caller.project_id, id=campaign_id)
     return await _by_id(conn, caller, campaign_id)

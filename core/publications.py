@@ -123,8 +123,9 @@ async def _issued(
     voucher_id: UUID,
     holder: str | None,
 ) -> Voucher:
-    zone = await campaigns.time_zone(conn, caller)
-    if campaign.promotion is not None:
+    if campaign.promotion is None:
+        zone = await campaigns.time_zone(conn, caller)
+    else:
         zone = campaign.promotion.time_zone
     expires_at = vouchers.issued_until(campaign.starts_at, None, campaign.expires_after_days, zone)
     if campaign.kind == "auto_refill":
@@ -155,7 +156,7 @@ async def _add(
     added = await db.run(
         conn, "publications.add",
         project_id=project_id, id=voucher_id, code=code, code_norm=codes.checked(code),
-        campaign_id=campaign.id, expires_at=expires_at, holder=holder, is_pooled=False,
+        campaign_id=campaign.id, expires_at=expires_at, holder=holder,
         max_redemptions=None if campaign.code else _issuing_of(campaign).max_redemptions,
     )  # fmt: skip
     return added == 1

@@ -298,25 +298,13 @@ class SharedCommits:
         return [(ordered[decision.ord - 1], decision) for decision in found]
 
     async def _decide_lots(self, batch: list[Ask]) -> list[tuple[Ask, Decision]]:
-        lots: dict[UUID, list[Ask]] = {}
-        for ask in batch:
-            lots.setdefault(ask.voucher_id, []).append(ask)
-        ordered = [lots[voucher_id] for voucher_id in sorted(lots)]
-        firsts = [lot[0] for lot in ordered]
-        params = {
-            "project_id": firsts[0].project_id,
-            "vouchers": [ask.voucher_id for ask in firsts],
-            "versions": [ask.version for ask in firsts],
-            "sales": [ask.sale_id for ask in firsts],
-            "starts": starts_of([len(lot) for lot in ordered]),
-            **_arrays([ask for lot in ordered for ask in lot]),
-        }
+        lots, params = _in_lots(batch)
         found = await self.ask(
             lambda conn: db.many(conn, "redemptions.redeem_lots", LotDecision, **params)
         )
         decided: list[tuple[Ask, Decision]] = []
         for decision in found:
-            lot = ordered[decision.lot - 1]
+            lot = lots[decision.lot - 1]
             if decision.ord == 0:
                 decided += _each_of(lot, decision)
             else:
@@ -396,22 +384,29 @@ def _call_of_many(batch: list[Ask]) -> tuple[list[Ask], str, dict[str, Any]]:
 
 
 def _call_of_campaign(batch: list[Ask]) -> tuple[list[Ask], str, dict[str, Any]]:
-    # Vouchers are locked in id order, after their campaign, by every statement.
-    ordered = sorted(batch, key=lambda ask: ask.voucher_id)
-    starts = [
-        i for i, ask in enumerate(ordered) if i == 0 or ordered[i - 1].voucher_id != ask.voucher_id
-    ]
-    params = {
-        "project_id": ordered[0].project_id,
-        "campaign_id": ordered[0].campaign_id,
-        "campaign_version": ordered[0].campaign_version,
-        "vouchers": [ordered[i].voucher_id for i in starts],
-        "versions": [ordered[i].version for i in starts],
-        "sales": [ordered[i].sale_id for i in starts],
-        "starts": [i + 1 for i in starts],
-        **_arrays(ordered),
+    lots, params = _in_lots(batch)
+    of_campaign = {
+        "campaign_id": batch[0].campaign_id, "campaign_version": batch[0].campaign_version,
+    }  # fmt: skip
+    ordered = [ask for lot in lots for ask in lot]
+    return ordered, "redemptions.redeem_campaign", {**of_campaign, **params}
+
+
+def _in_lots(batch: list[Ask]) -> tuple[list[list[Ask]], dict[str, Any]]:
+    """Part a batch into lots, a voucher each, in id order, in which every statement locks them."""
+    by_voucher: dict[UUID, list[Ask]] = {}
+    for ask in batch:
+        by_voucher.setdefault(ask.voucher_id, []).append(ask)
+    lots = [by_voucher[voucher_id] for voucher_id in sorted(by_voucher)]
+    firsts = [lot[0] for lot in lots]
+    return lots, {
+        "project_id": firsts[0].project_id,
+        "vouchers": [ask.voucher_id for ask in firsts],
+        "versions": [ask.version for ask in firsts],
+        "sales": [ask.sale_id for ask in firsts],
+        "starts": starts_of([len(lot) for lot in lots]),
+        **_arrays([ask for lot in lots for ask in lot]),
     }
-    return ordered, "redemptions.redeem_campaign", params
 
 
 def _arrays(batch: list[Ask]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from core.api_keys import Caller
 from core.errors import Fault, Forbidden, Invalid, NotFound, Refusal
 from core.quotes import Quote, Request
 from core.redemptions import NewRedemption, Terms
-from core.rules import limits, money
+from core.rules import codes, limits, money
 from core.rules.limits import Metadata
 from core.rules.orders import NewOrder, ShownOrder
 from core.shapes import Amount, CustomerId, Person
@@ -174,11 +174,10 @@ def _request(caller: Caller, question: Question) -> Request | Refusal:
 async def _quoted(
     conn: db.Connection, caller: Caller, stored: Stored, request: Request
 ) -> Quote | Refusal:
-    terms = await db.one(
-        conn, "redemptions.terms_of_voucher", Terms,
-        project_id=caller.project_id, voucher_id=stored.id,
+    [terms] = await db.many(
+        conn, "redemptions.terms", Terms,
+        project_id=caller.project_id, codes=[codes.checked(stored.code)],
     )  # fmt: skip
-    assert terms is not None, "a voucher is never deleted"
     known = await quotes.facts(conn, caller, terms, request)
     return quotes.quote(terms, request, known, None, caller, names_customer=False)
 

@@ -2,8 +2,8 @@
 
 -- name: add :exec
 -- Adds one voucher of a campaign; a code that is taken is left out, and the caller draws another.
-INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, max_redemptions, expires_at, holder, is_pooled)
-VALUES (@project_id, @id, @code, @code_norm, @campaign_id, @max_redemptions, @expires_at, @holder, @is_pooled)
+INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, max_redemptions, expires_at, holder)
+VALUES (@project_id, @id, @code, @code_norm, @campaign_id, @max_redemptions, @expires_at, @holder)
     ON CONFLICT (project_id, code_norm) DO NOTHING;
 
 -- name: add_pooled :exec

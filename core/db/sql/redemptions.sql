@@ -7,21 +7,6 @@ SELECT project_id, voucher_id, code, code_norm, terms_version, campaign_id, camp
        owns_discount, promotion, campaign_promotion
   FROM vf.terms_of(@project_id, @codes);
 
--- name: terms_of_voucher :one
--- The same of one voucher by id, for a question that has found it.
-SELECT v.project_id, v.id AS voucher_id, v.code, v.code_norm, v.terms_version, v.campaign_id,
-       c.terms_version AS campaign_version, v.flash_sale_id AS sale_id, v.authority, v.sale_only,
-       coalesce(v.discount_type, c.discount_type) AS discount_type,
-       CASE WHEN v.discount_type IS NULL THEN c.discount_bp ELSE v.discount_bp END AS discount_bp,
-       CASE WHEN v.discount_type IS NULL THEN c.discount_minor ELSE v.discount_minor END AS discount_minor,
-       greatest(v.min_order_minor, c.min_order_minor) AS min_order_minor,
-       v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL AS needs_customer,
-       v.crowd_version, v.discount_type IS NOT NULL AS owns_discount, v.promotion,
-       c.promotion AS campaign_promotion
-  FROM vf.vouchers v
-  LEFT JOIN vf.campaigns c ON c.project_id = v.project_id AND c.id = v.campaign_id
- WHERE v.project_id = @project_id AND v.id = @voucher_id;
-
 -- name: redeem_many :many
 -- Decides an array of requests for one voucher in one commit.
 SELECT ord, outcome, id, seq, remaining, redeemed_at, order_value_minor, discount_minor, existing, sale
