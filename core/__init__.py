@@ -46,7 +46,7 @@ operations
   publications    codes of campaigns that are given to customers one by one
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate
-  campaigns       campaigns: make, read, edit, pause
+  campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, from the ledger
   lookups         throttling of guesses at secret codes
@@ -55,7 +55,7 @@ operations
   audit_log       who changed what
 
 floors that know no noun
-  shared_commits  concurrent redeems of one voucher become one commit
+  shared_commits  concurrent redeems become one commit, of small vouchers together
   idempotency     the stored answers of writes
   db              PostgreSQL: the only floor that speaks asyncpg; named statements in db/sql
   hot             Redis: the contract of a flash claim, its backends, and what steers a lease

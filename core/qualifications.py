@@ -44,10 +44,8 @@ async def qualify(conn: db.Connection, caller: Caller, asked: NewQualification) 
     chosen: dict[str, str] = {}
     for code in [*asked.codes, *known]:
         chosen.setdefault(codes.normalise(code) or code, code)
-    verdicts = [
-        await validations.answer(conn, caller, code, asked)
-        for code in list(chosen.values())[:CANDIDATES_MAX]
-    ]
+    judged = list(chosen.values())[:CANDIDATES_MAX]
+    verdicts = await validations.each(conn, caller, judged, asked)
     granted = [verdict for verdict in verdicts if verdict.valid]
     granted.sort(key=lambda one: (-Decimal(bytes(one.discount_applied).decode()), one.voucher))
     return Qualification(granted, [verdict for verdict in verdicts if not verdict.valid])

@@ -1,5 +1,6 @@
 """Would a redemption work, and what would it take off? Asked without taking anything."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -73,19 +74,27 @@ async def meet(conn: db.Connection, caller: Caller, question: Question) -> None:
 
 
 async def validate_many(conn: db.Connection, caller: Caller, asked: ManyQuestions) -> Verdicts:
-    """Say of each code whether a redemption of it alone would work. Consumes nothing.
+    """Say of each code whether a redemption of it alone would work. Raises: as `each`."""
+    return Verdicts(await each(conn, caller, asked.codes, asked))
+
+
+async def each(
+    conn: db.Connection, caller: Caller, codes_or_ids: Iterable[str], question: Question
+) -> list[Verdict]:
+    """Answer one question for several codes, each for itself. Consumes nothing.
 
     A code that is unknown or lacks something of the request is a no with that as its `code`.
     Raises: Invalid for what is wrong with the request whatever the code.
     """
-    _request(caller, asked)
-    return Verdicts([await answer(conn, caller, code, asked) for code in asked.codes])
+    request = _request(caller, question)
+    return [await _answer(conn, caller, code, request) for code in codes_or_ids]
 
 
-async def answer(conn: db.Connection, caller: Caller, code: str, question: Question) -> Verdict:
-    """Say the same of one code among several; a fault of the code is its answer."""
+async def _answer(
+    conn: db.Connection, caller: Caller, code: str, request: Request | Refusal
+) -> Verdict:
     try:
-        return await validate(conn, caller, code, question)
+        return await _judged(conn, caller, await vouchers.find(conn, caller, code), request)
     except (Invalid, NotFound) as fault:
         return _fault(caller, code, fault)
 
@@ -107,6 +116,12 @@ async def validate(
     Raises: NotFound, Invalid.
     """
     stored = await vouchers.find(conn, caller, code_or_id)
+    return await _judged(conn, caller, stored, _request(caller, question))
+
+
+async def _judged(
+    conn: db.Connection, caller: Caller, stored: Stored, request: Request | Refusal
+) -> Verdict:
     sale = None
     if stored.sale_only or stored.authority == "flash" or stored.flash_sale_id is not None:
         sale = await db.one(
@@ -118,7 +133,6 @@ async def validate(
         if sale is not None and (holds_units or stored.flash_sale_id is not None)
         else stored.remaining
     )
-    request = _request(caller, question)
     if isinstance(request, Refusal):
         return _no(caller, stored, remaining, request)
     is_plain = stored.promotion is None and stored.campaign_promotion is None
@@ -130,7 +144,7 @@ async def validate(
         if isinstance(quoted, Refusal):
             refusal = quoted
     refusal = refusal or await _rest_refusal(
-        conn, caller, stored, question.customer_id, remaining, is_sale=remaining != stored.remaining
+        conn, caller, stored, request.customer_id, remaining, is_sale=remaining != stored.remaining
     )
     if refusal is None and isinstance(quoted, Quote):
         refusal = await quotes.budget_refusal(

@@ -1172,7 +1172,7 @@ BEGIN
 END $$;
 
 -- The same under a campaign's limits: the campaign row is the shared one, its vouchers follow in id order.
--- p_lots cuts the arrays: lot i is voucher p_vouchers[i], items p_starts[i] .. p_starts[i + 1] - 1.
+-- p_starts cuts the arrays: lot i is voucher p_vouchers[i], items p_starts[i] .. p_starts[i + 1] - 1.
 CREATE FUNCTION vf.redeem_campaign(
     p_project uuid, p_campaign uuid, p_campaign_version bigint,
     p_vouchers uuid[], p_versions bigint[], p_sales uuid[], p_starts integer[],

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.api.conftest import Api
 
@@ -42,6 +43,25 @@ def test_the_best_deal_comes_first_and_the_rest_has_reasons(client: httpx.Client
             f"/v1/vouchers/{one['voucher']}/redeem", json={"customer_id": "qia", "order_value": 60}
         ).json()
         assert won["discount_applied"] == one["discount_applied"], "the promise is kept"
+
+
+@pytest.mark.parametrize("path", ["/v1/qualifications", "/v1/validations"])
+@pytest.mark.parametrize(
+    ("members", "field"),
+    [
+        ({"order_value": 10.005}, "order_value"),
+        ({"order_value": 10, "order": {"items": [{"quantity": 1, "unit_price": 9}]}},
+         "order_value"),
+        ({"order": {"items": [{"product_id": "a", "quantity": 1, "unit_price": -1}]}},
+         "order.items[0].unit_price"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_cart_is_no_fault_of_a_code(
+    client: httpx.Client, path: str, members: dict[str, Any], field: str
+) -> None:
+    body = {"customer_id": "wro", "codes": [voucher(client)], **members}
+    refused = client.post(path, json=body)
+    assert (refused.status_code, refused.json()["field"]) == (400, field)
 
 
 def test_a_cart_with_items_is_shown_line_by_line(client: httpx.Client) -> None:
