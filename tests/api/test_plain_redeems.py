@@ -1,10 +1,14 @@
 """What the compiled doors take and answer by themselves, and what they must not go on taking."""
 
+import http.client
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from urllib.parse import quote
 
 import httpx
+import msgspec
 
 from tests.api.conftest import Api, Project
 
@@ -147,3 +151,32 @@ def test_vouchers_that_fly_together_keep_their_own_numbers_and_limits(
         listed = client.get("/v1/redemptions", params={"code": code}).json()["data"]
         assert {one["redemption_id"] for one in won} <= {one["redemption_id"] for one in listed}
         assert len(listed) == 6
+
+
+def test_an_escape_in_an_address_is_never_taken_for_another_code(
+    client: httpx.Client, api: Api, project: Project
+) -> None:
+    stamp = f"{time.time_ns()}"
+    escaped, plain = f"P%41{stamp}", f"PA{stamp}"
+    for code in (escaped, plain):
+        assert client.post("/v1/vouchers", json={"code": code, "discount_value": 5}).is_success
+
+    def told(address: str, customer: str) -> str:
+        body = msgspec.json.encode({"customer_id": customer, "order_value": 10})
+        headers = {
+            "Authorization": f"Bearer {project.secret_key}",
+            "Content-Type": "application/json",
+        }
+        # As it is written: a client library of more comfort would escape it once more.
+        port = api.settings.port
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+            connection.request("POST", f"/v1/vouchers/{address}/redeem", body, headers)
+            return str(msgspec.json.decode(connection.getresponse().read())["code"])
+
+    for n in range(4):
+        # Taught under its decoded name, and asked under that name as it would be written.
+        assert told(f"P%2541{stamp}", f"e{n}") == escaped
+        assert told(f"P%41{stamp}", f"p{n}") == plain
+        assert told(plain, f"q{n}") == plain
+    counts = [client.get(f"/v1/vouchers/{quote(code)}").json() for code in (escaped, plain)]
+    assert [one["redeemed_count"] for one in counts] == [4, 8]
