@@ -12,7 +12,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import structlog
@@ -20,8 +20,8 @@ from granian._granian import RSGIProtocolClosed
 
 from api import bodies, metrics
 from api.bridge import ASGIApp, Body, answer_of, header
-from api.errors import PROBLEM
-from api.lifespan import Entrance, HotCall, Services
+from api.errors import PROBLEM, Answer
+from api.lifespan import Entrance, HotCall, HotDoors, Services
 from core import ids
 from core.errors import Fault, Unavailable
 from core.hot.rust import PlainCall
@@ -31,6 +31,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 # 70 random bits name the process, a counter the request: a quarter of the cost of a UUIDv7.
 PROCESS_LENGTH: Final = 14
 
+_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _VOUCHERS: Final = "/v1/vouchers/"
 _REDEEM: Final = "/redeem"
 _SALES: Final = "/v1/flash-sales/"
@@ -70,18 +71,21 @@ class Front:
         # Made in the worker, after the fork: no two processes share one.
         self._process = "".join(secrets.choice(ids.ALPHABET) for _ in range(PROCESS_LENGTH))
         self._numbers = itertools.count(1)
-        self._slow_bodies = SlowBodies()
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the services before the first request."""
         loop.run_until_complete(self._services.start())
-        self._slow_bodies.watch(loop)
-        assert self._services.doors is not None
-        loop.run_until_complete(self._services.doors.listen(self._entrance, self._word_soon))
+        loop.run_until_complete(self._doors.listen(self._entrance, self._word_soon))
         # What is there now stays; it need not be walked through again and again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE_MAX)
+
+    @property
+    def _doors(self) -> HotDoors:
+        doors = self._services.doors
+        assert doors is not None, "`api.app.create` gives the services their doors"
+        return doors
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close the services after the last answer."""
@@ -103,19 +107,21 @@ class Front:
     async def _hot(
         self, at: tuple[str, str], path: str, headers: Any, protocol: Any, request_id: str
     ) -> None:
-        async def read() -> HotCall:
-            return HotCall(
+        route, name = at
+
+        async def decide() -> Answer:
+            call = HotCall(
                 path,
-                at[1],
+                name,
                 header(headers, "authorization"),
                 header(headers, "idempotency-key"),
                 header(headers, "content-type"),
-                await self._slow_bodies.read(headers, protocol),
+                await bodies.receive_body(Body(protocol)),
                 request_id,
             )
+            return await self._decide(route, call)
 
-        status, sent, body = await self._decided(at[0], request_id, read)
-        _send(protocol, status, sent, body)
+        _send(protocol, *await self._answered(route, request_id, decide()))
 
     def _word_soon(self, plain: PlainCall) -> None:
         task = asyncio.get_running_loop().create_task(self._word(plain))
@@ -128,30 +134,27 @@ class Front:
         assert at is not None, "only hot addresses are taken"
         route, name = at
 
-        async def read() -> HotCall:
-            return HotCall(
+        async def decide() -> Answer:
+            call = HotCall(
                 plain.path, name, plain.authorization, plain.idempotency_key,
                 JSON[1], plain.body, plain.request_id,
             )  # fmt: skip
+            return await self._doors.after_plain(call, plain.told) or await self._decide(
+                route, call
+            )
 
-        plain.answer(*await self._decided(route, plain.request_id, read, plain))
+        plain.answer(*await self._answered(route, plain.request_id, decide()))
 
-    async def _decided(
-        self,
-        route: str,
-        request_id: str,
-        read: Callable[[], Awaitable[HotCall]],
-        plain: PlainCall | None = None,
+    async def _decide(self, route: str, call: HotCall) -> Answer:
+        return await (self._doors.redeem(call) if route == "redeem" else self._doors.claim(call))
+
+    async def _answered(
+        self, route: str, request_id: str, deciding: Coroutine[Any, Any, Answer]
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Have a hot request decided, or only worded where `plain` was; faults become problems."""
+        """Return a hot request's status, headers and body; faults become problems."""
         started_s = time.perf_counter()
-        doors = self._services.doors
-        assert doors is not None
         try:
-            call = await read()
-            answer = await doors.after_plain(call, plain.told) if plain is not None else None
-            if answer is None:
-                answer = await (doors.redeem(call) if route == "redeem" else doors.claim(call))
+            answer = await deciding
         except Fault as fault:
             report_fault(fault, request_id)
             answer = self._services.problems.of_fault(fault, request_id)
@@ -188,56 +191,12 @@ class Front:
             _send(protocol, answer.status, list(headers.items()), answer.body)
             elapsed_s = time.perf_counter() - started_s
             metrics.observe(route, answer.status, elapsed_s)
-            _log.info(
+            # Who watches asks every second, and is of no interest where all is well.
+            tell = _log.debug if route in _PROBES and answer.status < 400 else _log.info
+            tell(
                 "request", method=scope.method, route=route, status=answer.status,
                 elapsed_ms=round(elapsed_s * 1000, 2),
             )  # fmt: skip
-
-
-class SlowBodies:
-    """Reads small bodies, and ends those that come too slowly.
-
-    One look a second over what is being read costs less than a timer for each request.
-    """
-
-    def __init__(self) -> None:
-        """Read nothing yet; `watch` starts with the loop."""
-        self._reading: dict[asyncio.Task[Any], float] = {}
-        self._ended: set[asyncio.Task[Any]] = set()
-
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look now, and again every second."""
-        late = loop.time() - bodies.BODY_S_MAX
-        for task, began in self._reading.items():
-            if began < late and task not in self._ended:
-                self._ended.add(task)
-                task.cancel()
-        loop.call_later(1.0, self.watch, loop)
-
-    async def read(self, headers: Any, protocol: Any) -> bytes:
-        """Read a body whole, at once where it says that it is small. Raises: as `receive_body`."""
-        length = headers.get("content-length")
-        if length is None or len(length) > 5 or int(length) > bodies.BODY_BYTES_MAX:
-            return await bodies.receive_body(Body(protocol))
-        return await self.read_small(protocol)
-
-    async def read_small(self, protocol: Any) -> bytes:
-        """Read a body that said how small it is. Raises: as `receive_body`."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._reading[task] = asyncio.get_running_loop().time()
-        try:
-            return bytes(await protocol())
-        except RSGIProtocolClosed:
-            raise bodies.cut_off() from None
-        except asyncio.CancelledError:
-            if task not in self._ended:
-                raise
-            task.uncancel()
-            raise bodies.too_slow() from None
-        finally:
-            del self._reading[task]
-            self._ended.discard(task)
 
 
 def _hot_address(path: str) -> tuple[str, str] | None:

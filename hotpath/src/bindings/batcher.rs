@@ -11,7 +11,8 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use pyo3::{IntoPyObjectExt, intern};
 use tokio::sync::oneshot;
 
-use super::door::Problem;
+use super::door::{End, Problem};
+use super::plain_call::Told;
 use super::{Marks, PlainTerms, lease_uuid, no_slot};
 use crate::batcher::{Core, Item, Limits};
 use crate::connection::{Address, Server};
@@ -32,21 +33,6 @@ const SOLD_OUT: Duration = Duration::from_millis(250);
 enum Waiter {
     Future(Py<PyAny>),
     Task(oneshot::Sender<Answer>),
-}
-
-/// What became of a plain claim.
-pub enum Decided {
-    /// It goes the general way, and nothing was done.
-    Left,
-    /// The answer's body.
-    Won(Vec<u8>),
-    SoldOut(Arc<Problem>),
-    Overloaded,
-    Expired,
-    /// Nobody is left who knows.
-    Gone,
-    /// The lease's subject and what it said, to be worded.
-    Told(Arc<Py<PyAny>>, Answer),
 }
 
 struct LeaseTerms {
@@ -181,13 +167,13 @@ impl Claims {
         body: &[u8],
         key: Option<&str>,
         wait: Duration,
-    ) -> Decided {
-        let Some(lease) = lock(&self.terms).get(&slot).cloned() else { return Decided::Left };
-        let Some(ask) = plain::read(&lease.terms, body) else { return Decided::Left };
+    ) -> End {
+        let Some(lease) = lock(&self.terms).get(&slot).cloned() else { return End::Left };
+        let Some(ask) = plain::read(&lease.terms, body) else { return End::Left };
         if key.is_none() && lease.is_sold_out_now() {
-            return Decided::SoldOut(lease.sold_out.clone());
+            return End::SoldOut(lease.sold_out.clone());
         }
-        let Some(kind) = self.core.kind(slot) else { return Decided::Left };
+        let Some(kind) = self.core.kind(slot) else { return End::Left };
         let fingerprint = plain::hex(ask.fingerprint(&lease.terms));
         let bytes = kind.item(key.unwrap_or_default(), &fingerprint, &ask.customer, &ask.payload());
         let (task, waits) = oneshot::channel();
@@ -195,21 +181,21 @@ impl Claims {
             Err((_, refused)) => refused,
             Ok(()) => match waits.await {
                 Ok(answer) => answer,
-                Err(_) => return Decided::Gone,
+                Err(_) => return End::Unknown,
             },
         };
         match answer.outcome {
             Outcome::Won => {
                 let told = lease.lease.told(answer.seq, answer.remaining, answer.at_ms);
-                Decided::Won(ask.answer(&lease.terms, &told, Some(&lease.receipts)))
+                End::Won(ask.answer(&lease.terms, &told, Some(&lease.receipts)))
             }
             Outcome::SoldOut => {
                 *lease.until() = Some(Instant::now() + SOLD_OUT);
-                Decided::SoldOut(lease.sold_out.clone())
+                End::SoldOut(lease.sold_out.clone())
             }
-            Outcome::Overloaded | Outcome::Busy => Decided::Overloaded,
-            Outcome::Expired => Decided::Expired,
-            _ => Decided::Told(lease.subject.clone(), answer),
+            Outcome::Overloaded | Outcome::Busy => End::Busy,
+            Outcome::Expired => End::Late,
+            _ => End::Told(Told::Claim(lease.subject.clone(), answer)),
         }
     }
 }

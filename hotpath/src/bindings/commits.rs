@@ -9,29 +9,19 @@ use pyo3::types::PyTuple;
 use tokio::sync::oneshot;
 
 use super::PlainTerms;
-use super::door::Shared;
+use super::door::{End, Shared};
 use super::plain_call::Told;
 use crate::commits::{self, Columns, Item, Queue, Waiting};
 use crate::plain;
 
-/// What became of a request that was queued.
-pub enum Queued {
-    /// The answer's body.
-    Won(Vec<u8>),
-    /// It waited too long to be sent: nothing was applied.
-    Late,
-    /// Python words it.
-    Told(Told),
-}
-
 struct Waiter {
-    task: Mutex<Option<oneshot::Sender<Queued>>>,
+    task: Mutex<Option<oneshot::Sender<End>>>,
     shared: Arc<Shared>,
 }
 
 impl Waiter {
     /// Tell it once. The client may be gone: what was decided stands.
-    fn tell(&self, what: impl FnOnce() -> Queued) {
+    fn tell(&self, what: impl FnOnce() -> End) {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task.filter(|task| !task.is_closed()) {
             let _ = task.send(what());
@@ -67,7 +57,7 @@ impl Redeems {
         body: &[u8],
         key: Option<&str>,
         shared: &Arc<Shared>,
-    ) -> Option<(oneshot::Receiver<Queued>, bool)> {
+    ) -> Option<(oneshot::Receiver<End>, bool)> {
         let (ask, fingerprint) = commits::read(&self.terms, body)?;
         let (task, waits) = oneshot::channel();
         let mut state = self.state();
@@ -118,7 +108,7 @@ impl CommitQueue {
         });
         for late in taken.late {
             late.shared.queued.fetch_sub(1, Ordering::Relaxed);
-            late.tell(|| Queued::Late);
+            late.tell(|| End::Late);
         }
         if let Some(error) = failed {
             return Err(PyOSError::new_err(error));
@@ -204,7 +194,7 @@ impl CommitBatch {
             let (seq, remaining) = (seq + place as u64, remaining.map(|left| left - place as i64));
             let told = plain::Told { id: item.id, seq, remaining, at_ms };
             let ask = &item.waiting.ask;
-            item.waiting.waiter.tell(|| Queued::Won(ask.answer(&self.redeems.terms, &told, None)));
+            item.waiting.waiter.tell(|| End::Won(ask.answer(&self.redeems.terms, &told, None)));
         }
         Ok(())
     }
@@ -212,13 +202,13 @@ impl CommitBatch {
     /// Hand the request at this place, with the queue's subject, to who words its answer.
     fn tell(&self, py: Python<'_>, at: usize, decision: Py<PyAny>) -> PyResult<()> {
         let subject = self.redeems.subject.clone_ref(py);
-        self.waiter(at)?.tell(|| Queued::Told(Told::Redeem(subject, decision)));
+        self.waiter(at)?.tell(|| End::Told(Told::Redeem(subject, decision)));
         Ok(())
     }
 
     /// Raise an error to the request at this place.
     fn fail(&self, at: usize, error: Py<PyAny>) -> PyResult<()> {
-        self.waiter(at)?.tell(|| Queued::Told(Told::Failed(error)));
+        self.waiter(at)?.tell(|| End::Told(Told::Failed(error)));
         Ok(())
     }
 }

@@ -19,8 +19,8 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
 
-use super::batcher::{Batcher, Claims, Decided};
-use super::commits::{CommitQueue, Queued, Redeems};
+use super::batcher::{Batcher, Claims};
+use super::commits::{CommitQueue, Redeems};
 use super::plain_call::{Own, PlainCall, Told};
 use crate::listener::Hot;
 use crate::upstream::Failure;
@@ -201,20 +201,22 @@ pub struct Taken {
 }
 
 /// What became of a request that was taken.
-enum End {
+pub enum End {
+    /// The answer's body.
     Won(Vec<u8>),
-    Refused(Problemed),
+    /// A lease's own refusal.
+    SoldOut(Arc<Problem>),
+    /// Too many wait: nothing was applied.
     Busy,
+    /// It waited too long to be sent: nothing was applied.
     Late,
+    /// Nobody is left who knows.
     Unknown,
     /// Python words it.
     Told(Told),
     /// It goes the general way, and nothing was done.
     Left,
 }
-
-/// A lease's own refusal, kept alive while it is answered.
-type Problemed = Arc<Problem>;
 
 impl Hot for Shared {
     type Taken = Taken;
@@ -244,7 +246,7 @@ impl Hot for Shared {
     async fn decide(self: &Arc<Self>, taken: Taken, body: &Bytes) -> Option<Response<Full<Bytes>>> {
         let key = taken.key.as_deref();
         let end = match &taken.learnt.target {
-            Target::Claim { claims, slot } => self.claim(claims, *slot, body, key).await,
+            Target::Claim { claims, slot } => claims.claim_plain(*slot, body, key, self.wait).await,
             Target::Redeem { redeems } => self.redeem(redeems, body, key).await,
         };
         let id = &*taken.request_id;
@@ -252,7 +254,7 @@ impl Hot for Shared {
         let response = match end {
             End::Left => return None,
             End::Won(body) => answer(StatusCode::OK, &self.win_headers, id, body),
-            End::Refused(problem) => self.problem(StatusCode::CONFLICT, &problem, id),
+            End::SoldOut(problem) => self.problem(StatusCode::CONFLICT, &problem, id),
             End::Busy => self.problem(unavailable, &self.problems.overloaded, id),
             End::Late => self.problem(unavailable, &self.problems.late, id),
             End::Unknown => self.unknown(id),
@@ -283,18 +285,6 @@ impl Shared {
         self.problem(StatusCode::GATEWAY_TIMEOUT, &self.problems.unknown, id)
     }
 
-    async fn claim(&self, claims: &Claims, slot: usize, body: &[u8], key: Option<&str>) -> End {
-        match claims.claim_plain(slot, body, key, self.wait).await {
-            Decided::Left => End::Left,
-            Decided::Won(body) => End::Won(body),
-            Decided::SoldOut(problem) => End::Refused(problem),
-            Decided::Overloaded => End::Busy,
-            Decided::Expired => End::Late,
-            Decided::Gone => End::Unknown,
-            Decided::Told(subject, answer) => End::Told(Told::Claim(subject, answer)),
-        }
-    }
-
     async fn redeem(
         self: &Arc<Self>,
         redeems: &Arc<Redeems>,
@@ -308,12 +298,7 @@ impl Shared {
         if begins {
             self.ask(|asked| asked.to_fly.push(redeems.clone()));
         }
-        match waits.await {
-            Ok(Queued::Won(body)) => End::Won(body),
-            Ok(Queued::Late) => End::Late,
-            Ok(Queued::Told(told)) => End::Told(told),
-            Err(_) => End::Unknown,
-        }
+        waits.await.unwrap_or(End::Unknown)
     }
 
     /// Have Python word an answer; what it forgets to answer may have been applied.
