@@ -349,7 +349,7 @@ def test_another_projects_card_is_not_there(client: httpx.Client, stranger: http
 @pytest.mark.parametrize(
     ("body", "field"),
     [({"amount": 0}, "amount"), ({"amount": 1.001}, "amount"), ({"amount": -1}, "amount"),
-     ({"amount": 5, "currency": "XXX"}, "currency"), ({"amount": 5, "code": "short"}, "code"),
+     ({"amount": 5, "currency": "ZZZ"}, "currency"), ({"amount": 5, "code": "short"}, "code"),
      ({"amount": 5.5, "currency": "JPY"}, "amount"), ({"amount": 5, "reference": "vf:1"},
      "reference"), ({"amount": 5, "expires_at": "1999-01-01T00:00:00Z"}, "expires_at"),
      ({}, "amount")],

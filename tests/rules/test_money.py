@@ -104,5 +104,5 @@ def test_a_percentage_out_of_range_is_refused(text: str) -> None:
 
 def test_currencies_are_those_of_iso_4217() -> None:
     assert [money.exponent_of(code) for code in ("EUR", "JPY", "KWD", "CLF")] == [2, 0, 3, 4]
-    assert money.exponent_of("XXX") is None
+    assert money.exponent_of("ZZZ") is None
     assert money.exponent_of("eur") is None
