@@ -13,11 +13,10 @@ from api.docs import shape
 from api.lifespan import Services
 from core import customers
 from core.customers import Customer, CustomerPatch, Erased, Export, NewCustomer
+from core.imports import FORMULA
 from core.vouchers import Voucher
 
 Req = Request[Any, Any, Any]
-# What spreadsheets run; behind an apostrophe it is text.
-_FORMULA: Final = ("=", "+", "-", "@")
 
 
 @post(
@@ -123,7 +122,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, msgspec.Raw):
         return bytes(value).decode()
     written = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return f"'{written}" if written.startswith(_FORMULA) else written
+    return f"'{written}" if written.startswith(FORMULA) else written
 
 
 @get(

@@ -13,9 +13,8 @@ from litestar.response import Response
 from api import answers, auth, bodies, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import ids, lookups
+from core import lookups
 from core.api_keys import Caller
-from core.errors import Invalid
 from core.gift_cards import cards, ledger
 from core.gift_cards.cards import Bulk, GiftCard, GiftCardPatch, Lookup, NewBulk, NewGiftCard
 from core.gift_cards.ledger import (
@@ -27,11 +26,11 @@ from core.gift_cards.ledger import (
     Transaction,
     Transfer,
 )
+from core.imports import FORMULA
 from core.lookups import Asker
 
 Req = Request[Any, Any, Any]
 _FILTERS: Final = ("status", "customer_id", "last_four", "batch_id")
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _COLUMNS: Final = (
     "transaction_id", "type", "amount", "change", "balance", "currency", "reference", "order_id",
     "reason", "created_at",
@@ -76,7 +75,7 @@ async def create_bulk(request: Req) -> Response[bytes]:
         if not work.is_done:
             made = await cards.create_bulk(work.conn, caller, new, services.vault)
             work.answer(201, made, kept=msgspec.structs.replace(made, cards=[]))
-    return work.response() if made is None else _secrets(request, made, 201)
+    return _secrets(request, work, made)
 
 
 @post(
@@ -95,16 +94,15 @@ async def recode_bulk(request: Req, batch: str) -> Response[bytes]:
         if not work.is_done:
             made = await cards.recode_bulk(work.conn, caller, batch, services.vault)
             work.answer(200, made, kept=msgspec.structs.replace(made, cards=[]))
-    return work.response() if made is None else _secrets(request, made, 200)
+    return _secrets(request, work, made)
 
 
-def _secrets(request: Req, made: Bulk, status: int) -> Response[bytes]:
-    if "text/csv" not in request.headers.get("accept", ""):
-        return Response(
-            msgspec.json.encode(made), status_code=status, media_type="application/json"
-        )
+def _secrets(request: Req, work: idempotency.Write, made: Bulk | None) -> Response[bytes]:
+    answer = work.response()
+    if made is None or "text/csv" not in request.headers.get("accept", ""):
+        return answer
     rows = [("id", "code", "pin"), *((one.id, one.code, one.pin or "") for one in made.cards)]
-    return _table(rows, status, {"X-Batch-Id": made.batch_id})
+    return _table(rows, answer.status_code or 200, {"X-Batch-Id": made.batch_id})
 
 
 def _table(
@@ -115,7 +113,10 @@ def _table(
     writer = csv.writer(text)
     for row in rows:
         writer.writerow(
-            [f"'{cell}" if isinstance(cell, str) and cell[:1] in _FORMULA else cell for cell in row]
+            [
+                f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+                for cell in row
+            ]
         )
     return Response(
         text.getvalue().encode(), status_code=status, media_type="text/csv", headers=headers or {}
@@ -181,15 +182,11 @@ async def page(request: Req) -> Response[bytes]:
 
 
 def _narrowed(asked: pagination.Page) -> dict[str, Any]:
-    batch = asked.filters.get("batch_id")
-    batch_id = ids.parse_id("bat", batch) if batch is not None else None
-    if batch is not None and batch_id is None:
-        raise Invalid("batch_id must be an id (bat_…)", field="batch_id")
     return {
         "status": pagination.one_of(asked, "status", "active", "disabled", "expired"),
         "customer_id": asked.filters.get("customer_id"),
         "last_four": asked.filters.get("last_four"),
-        "batch_id": batch_id,
+        "batch_id": pagination.id_of(asked, "batch_id", "bat"),
     }
 
 

@@ -89,6 +89,17 @@ def one_of(page: Page, name: str, *allowed: str) -> str | None:
     return text
 
 
+def id_of(page: Page, name: str, prefix: ids.Prefix) -> UUID | None:
+    """Return a filter that is an id. Raises: Invalid, with `field`."""
+    text = page.filters.get(name)
+    if text is None:
+        return None
+    found = ids.parse_id(prefix, text)
+    if found is None:
+        raise Invalid(f"{name} must be an id ({prefix}_…)", field=name)
+    return found
+
+
 def listed(rows: list[T], page: Page) -> Listed[T]:
     """Cut the row that only tells whether there are more."""
     return Listed(rows[: page.limit], len(rows) > page.limit)

@@ -82,16 +82,6 @@ def _instant(page: pagination.Page, name: str, *, is_end: bool = False) -> datet
     )
 
 
-def _parsed(page: pagination.Page, name: str, prefix: ids.Prefix) -> Any:
-    text = page.filters.get(name)
-    if text is None:
-        return None
-    found = ids.parse_id(prefix, text)
-    if found is None:
-        raise Invalid(f"{name} must be an id ({prefix}_…)", field=name)
-    return found
-
-
 @get(
     "/v1/redemptions",
     operation_id="redemptions.list",
@@ -111,8 +101,8 @@ async def page(request: Req) -> Response[bytes]:
 def _narrowed(asked: pagination.Page) -> Filter:
     return Filter(
         code=asked.filters.get("code"),
-        campaign_id=_parsed(asked, "campaign_id", "cmp"),
-        sale_id=_parsed(asked, "flash_sale_id", "fls"),
+        campaign_id=pagination.id_of(asked, "campaign_id", "cmp"),
+        sale_id=pagination.id_of(asked, "flash_sale_id", "fls"),
         customer_id=asked.filters.get("customer_id"),
         order_id=asked.filters.get("order_id"),
         status=pagination.one_of(asked, "status", "redeemed", "rolled_back"),

@@ -9,7 +9,7 @@ from litestar.response import Response
 from api import answers, auth, bodies, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import attributions, conversions, ids, referrals
+from core import attributions, conversions, referrals
 from core.attributions import Attribution, Invitation
 from core.conversions import Conversion
 from core.errors import Invalid
@@ -96,12 +96,8 @@ async def page(request: Req) -> Response[bytes]:
 
 
 def _narrowed(asked: pagination.Page) -> dict[str, Any]:
-    program = asked.filters.get("program_id")
-    program_id = ids.parse_id("rfp", program) if program is not None else None
-    if program is not None and program_id is None:
-        raise Invalid("program_id must be an id (rfp_…)", field="program_id")
     return {
-        "program_id": program_id,
+        "program_id": pagination.id_of(asked, "program_id", "rfp"),
         "referrer_id": asked.filters.get("referrer_id"),
         "referee_id": asked.filters.get("referee_id"),
         "status": pagination.one_of(

@@ -45,7 +45,7 @@ _NUMBERS: Final = ("discount_value", "min_order_value", "max_discount")
 _COUNTS: Final = ("max_redemptions", "per_customer_limit")
 _INSTANTS: Final = ("starts_at", "expires_at")
 # What spreadsheets run; behind an apostrophe it is text.
-FORMULA: Final = ("=", "+", "-", "@")
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,10})?", re.ASCII)
 
 
