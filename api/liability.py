@@ -40,7 +40,12 @@ async def report(request: Req) -> Response[bytes]:
     given = pagination.parameters(request, "from", "to")
     from_day, to_day = _day(given, "from"), _day(given, "to")
     services: Services = request.app.state.services
-    async with services.database.transaction(caller.project_id, reads_only=True) as conn:
+    async with services.database.transaction(
+        # Two statements of one moment, so that the ages add up to the closing.
+        caller.project_id,
+        reads_only=True,
+        isolation="repeatable read",
+    ) as conn:
         return answers.ok(await liability.report(conn, caller, from_day=from_day, to_day=to_day))
 
 

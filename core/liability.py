@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any, Final
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -122,7 +121,7 @@ class _Clock(msgspec.Struct, frozen=True):
 async def _clock(conn: db.Connection, project_id: UUID) -> tuple[str, str]:
     clock = await db.one(conn, "liability.clock", _Clock, project_id=project_id)
     assert clock is not None, "a caller's project is there"
-    return str(ZoneInfo(clock.time_zone)), clock.today
+    return clock.time_zone, clock.today
 
 
 def _account(currency: str, sums: Sequence[_Sum], ages: Sequence[_Aged]) -> Account:

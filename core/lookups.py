@@ -1,6 +1,7 @@
 """Throttling of guesses: look-ups by a secret code that found nothing, by key, address and card.
 
-Counted in PostgreSQL, so that all nodes share the count; only a failure writes.
+Counted in PostgreSQL, so that all nodes share the count; only a failure writes. Those that
+are under way at once are counted when they have failed, so as many more than the limit may.
 """
 
 from collections.abc import AsyncIterator

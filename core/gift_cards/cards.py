@@ -191,9 +191,16 @@ async def create(conn: db.Connection, caller: Caller, new: NewGiftCard, vault: V
     [drawn] = vault.draw([card_id], [new.with_pin])
     if new.code is not None:
         drawn = msgspec.structs.replace(drawn, code=_own_code(new.code))
-    made = await _issue(
-        conn, caller, terms, vault, [card_id], [drawn], references=[new.reference], batch_id=None
-    )
+    try:
+        made = await _issue(
+            conn, caller, terms, vault, [card_id], [drawn],
+            references=[new.reference], batch_id=None,
+        )  # fmt: skip
+    except db.UniqueViolation as violation:
+        if violation.constraint != "gift_card_transactions_reference_key":
+            raise
+        # Another card's transaction took the reference since the look above.
+        raise IdempotencyMismatch from None
     if not made:
         raise AlreadyExists("A gift card has this code already.", field="code")
     card = await get(conn, caller, drawn.id)
@@ -460,7 +467,10 @@ async def recode(conn: db.Connection, caller: Caller, public_id: str, vault: Vau
 
 
 async def recode_bulk(conn: db.Connection, caller: Caller, public_id: str, vault: Vault) -> Bulk:
-    """Give the cards of a batch that nobody has used new codes. Raises: NotFound."""
+    """Give the cards of a batch that nobody has used new codes. Raises: NotFound.
+
+    Concurrency: locks them in id order, so that none is used in between.
+    """
     batch_id = ids.parse_id("bat", public_id)
     unused = await db.many(
         conn, "gift_cards.of_batch", _Unused, project_id=caller.project_id, batch_id=batch_id

@@ -280,6 +280,26 @@ def test_a_cards_transactions_are_paged_and_exported(client: httpx.Client) -> No
     assert rows[0]["reason"] == "'=SUM(A1)"
 
 
+def test_ages_add_up_to_the_closing_while_money_moves(make_project: Any, api: Api) -> None:
+    project: Project = make_project()
+    with api.client(project.secret_key) as shop, ThreadPoolExecutor(1) as pool:
+        card = make(shop)
+
+        def top_up(_: int) -> None:
+            with api.client(project.secret_key) as other:
+                for _ in range(20):
+                    assert move(other, card, "top-up", amount=1).status_code == 200
+
+        moving = [pool.submit(top_up, n) for n in range(4)]
+        while not all(one.done() for one in moving):
+            [account] = shop.get(f"{CARDS}/liability").json()["data"]
+            aged = sum(round(age["outstanding"] * 100) for age in account["ageing"])
+            assert aged == round(account["closing"] * 100)
+        for one in moving:
+            one.result()
+        assert balance(shop, card) == 130.00
+
+
 def test_a_browser_learns_a_balance_and_gets_one_answer_to_everything_else(
     api: Api, client: httpx.Client, browser: httpx.Client
 ) -> None:

@@ -13,8 +13,9 @@ import pytest
 from core import customers, liability, verify
 from core.errors import Fault, IdempotencyMismatch, Invalid, Refusal
 from core.gift_cards import cards, ledger
-from core.gift_cards.cards import GiftCard, NewGiftCard
+from core.gift_cards.cards import GiftCard, NewBulk, NewGiftCard
 from core.gift_cards.ledger import Movement, Refund, Spend, TopUp, Transaction, Transfer
+from core.gift_cards.vault import normalised
 from core.idempotency import Refused
 from tests.conftest import SEED
 from tests.core.conftest import House
@@ -262,6 +263,46 @@ async def test_one_reference_for_two_cards_at_once_moves_one_of_them(house: Hous
     assert len({one.transaction_id for one in done}) == 1 and len(done) == 8
     assert all(isinstance(one, IdempotencyMismatch) for one in told if one not in done)
     assert await house.value("select sum(balance_minor)::int from vf.gift_cards") == 9_900
+
+
+async def test_a_card_made_under_a_reference_that_a_spend_takes_first_is_refused(
+    house: House,
+) -> None:
+    card = await issue(house, 5000)
+    async with house.services.database.transaction(house.project_id) as conn:
+        stored = await cards.find(conn, house.caller, card)
+        spent = Spend(amount=raw(100), reference="cart")
+        assert isinstance(await ledger.spend(conn, house.caller, stored, spent), Transaction)
+        new = NewGiftCard(amount=raw(700), reference="cart")
+        making = asyncio.create_task(
+            within(house, lambda c: cards.create(c, house.caller, new, house.services.vault))
+        )
+        await asyncio.sleep(0.3)
+    assert isinstance(await making, IdempotencyMismatch)
+    assert await house.value("select sum(balance_minor)::int from vf.gift_cards") == 4_900
+
+
+async def test_a_card_that_is_used_while_its_batch_gets_new_codes_keeps_its_own(
+    house: House,
+) -> None:
+    vault = house.services.vault
+    made = await within(
+        house,
+        lambda c: cards.create_bulk(c, house.caller, NewBulk(amount=raw(700), count=2), vault),
+    )
+    used, unused = made.cards
+    async with house.services.database.transaction(house.project_id) as conn:
+        stored = await cards.find(conn, house.caller, used.id)
+        await ledger.spend(conn, house.caller, stored, Spend(amount=raw(100)))
+        renewing = asyncio.create_task(
+            within(house, lambda c: cards.recode_bulk(c, house.caller, made.batch_id, vault))
+        )
+        await asyncio.sleep(0.3)
+    assert [card.id for card in (await renewing).cards] == [unused.id]
+    digests = await house.owner.fetch("select code_digest from vf.gift_cards where spent_minor > 0")
+    assert [row["code_digest"] for row in digests] == [
+        vault.digest(house.project_id, normalised(used.code))
+    ]
 
 
 async def test_card_debits_do_not_feel_a_locked_voucher(house: House) -> None:

@@ -97,9 +97,10 @@ UPDATE vf.gift_cards c
  WHERE c.project_id = @project_id AND c.id = q.id;
 
 -- name: of_batch :many
--- The cards of a batch that nobody has used yet, in the order they were made.
+-- The cards of a batch that nobody has used yet, in the order they were made; locked.
 SELECT c.id, c.pin_digest IS NOT NULL AS has_pin FROM vf.gift_cards c
- WHERE c.batch_id = @batch_id AND c.project_id = @project_id AND c.entry_count = 1 ORDER BY c.id;
+ WHERE c.batch_id = @batch_id AND c.project_id = @project_id AND c.entry_count = 1 ORDER BY c.id
+   FOR NO KEY UPDATE;
 
 -- name: lock :exec
 -- Locks cards in the one order that everybody locks them in.
