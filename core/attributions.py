@@ -6,7 +6,7 @@ is not believed is refused and written down, for somebody to decide within a dea
 
 import hmac
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -24,6 +24,7 @@ from core.shapes import CustomerId
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=320)]
 
+_TAKEN: Final = Refusal("already_attributed", "This customer was referred by somebody else before.")
 _log = structlog.get_logger("vauchflow.attributions")
 
 
@@ -112,7 +113,7 @@ async def code_of(
     """
     program = await referral_programs.find(conn, caller, public_id)
     await people.know(conn, caller, new.customer_id, new.identifiers)
-    return await referral_programs.code_of(conn, caller, program, new)
+    return referral_programs.show_code(await referral_programs.code_of(conn, caller, program, new))
 
 
 async def invite(
@@ -125,8 +126,8 @@ async def invite(
     program = await referral_programs.find(conn, caller, new.program_id, field="program_id")
     if program.status != "active":
         return referrals.closed(program)
-    await referral_programs.code_of(conn, caller, program, NewCode(customer_id=new.customer_id))
-    code = await _code_of(conn, caller, program, new.customer_id)
+    owner = NewCode(customer_id=new.customer_id)
+    code = await referral_programs.code_of(conn, caller, program, owner)
     referral_id = ids.new()
     await people.know(conn, caller, str(referral_id), new.identifiers)
     await _write(conn, caller, program, code, referral_id, None, "invited")
@@ -155,22 +156,25 @@ async def attribute(
     assert program is not None, "a code's program is there"
     if program.status != "active":
         return referrals.closed(program)
-    replaced = await referrals.live_of(conn, caller, new.customer_id, program.id)
-    if replaced and replaced[0].code_id == code.id:
-        return await referrals.get(conn, caller, ids.format_id("rfa", replaced[0].id))
-    if replaced and (program.rules.touch == "first" or replaced[0].status != "attributed"):
-        return Refusal("already_attributed", "This customer was referred by somebody else before.")
+    live = await referrals.live_of(conn, caller, new.customer_id, program.id)
+    if live and live[0].code_id == code.id:
+        return await referrals.get(conn, caller, ids.format_id("rfa", live[0].id))
+    if live and (program.rules.touch == "first" or live[0].status != "attributed"):
+        return _TAKEN
     for person, given in ((new.customer_id, new.identifiers), (code.customer_id, Identifiers())):
         await people.know(conn, caller, person, given)
     against = await _against(conn, caller, program, code.customer_id, new.customer_id)
     if against is not None:
         return await _rejected(conn, caller, program, code, new.customer_id, against)
-    for live in replaced:
-        await db.run(
+    for one in live:
+        replaced = await db.run(
             conn, "referrals.reject",
-            project_id=project_id, id=live.id, reason="replaced", review=None,
+            project_id=project_id, id=one.id, reason="replaced", review=None,
         )  # fmt: skip
-        await referrals.record(conn, caller, live.id, "rejected", reason="replaced")
+        if not replaced:
+            # It was converted since the look above, and is nobody else's any more.
+            return _TAKEN
+        await referrals.record(conn, caller, one.id, "rejected", reason="replaced")
     invited = await db.one(
         conn, "referrals.invited", _Invited,
         project_id=project_id, code_id=code.id, referee_id=new.customer_id,
@@ -279,17 +283,6 @@ async def _attribute(
     await referrals.record(conn, caller, referral_id, "attributed")
 
 
-async def _code_of(
-    conn: db.Connection, caller: Caller, program: Program, customer_id: str
-) -> StoredCode:
-    code = await db.one(
-        conn, "referral_programs.code_of", StoredCode,
-        project_id=caller.project_id, program_id=program.id, customer_id=customer_id,
-    )  # fmt: skip
-    assert code is not None, "it was made a moment ago"
-    return code
-
-
 async def decide(
     conn: db.Connection, caller: Caller, public_id: str, *, review: Review
 ) -> Referral | Refusal:
@@ -343,6 +336,8 @@ async def sweep(database: db.Database) -> int:
 
 
 async def _lapse(conn: db.Connection, caller: Caller, referral_id: UUID) -> None:
+    # Before the referral's row, as `decide`: the other way round two could wait for each other.
+    await db.value(conn, "referrals.lock", bool, project_id=caller.project_id)
     public_id = ids.format_id("rfa", referral_id)
     stored = await referrals.take(conn, caller, public_id)
     program = await referral_programs.by_id(conn, caller, stored.program_id)

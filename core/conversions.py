@@ -13,7 +13,7 @@ import structlog
 
 from core import campaigns, db, ids, redemptions, referral_programs, referral_rewards, referrals
 from core.api_keys import Caller
-from core.errors import AlreadyExists, Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
+from core.errors import Fault, Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.gift_cards.vault import Vault
 from core.referral_programs import Stored as Program
 from core.referrals import Referral, Stored
@@ -25,6 +25,7 @@ from core.shapes import Amount, CustomerId
 # A reward that cannot be issued is tried again when somebody may have mended its campaign.
 STUCK_WAIT_S: Final = 600
 
+_EXPIRED: Final = Refusal("attribution_expired", "The time to convert this referral is over.")
 _log = structlog.get_logger("vauchflow.conversions")
 
 
@@ -43,8 +44,9 @@ async def convert(
 ) -> Referral | Refusal:
     """Convert a customer's attribution and promise both sides their rewards, once.
 
-    Idempotent: a converted one is returned as it is. Refuses: order_value_too_low, paused, ended,
-    attribution_expired, not_eligible for one that was reversed. Raises: NotFound, Invalid.
+    Idempotent: a converted one is returned as it is. A refusal must roll back. Refuses:
+    order_value_too_low, paused, ended, attribution_expired, not_eligible for one that was reversed.
+    Raises: NotFound, Invalid.
     Concurrency: locks the referral, then the referrer's code and cap.
     """
     program_id = None
@@ -63,7 +65,7 @@ async def convert(
     if stored.status != "attributed":
         return Refusal("not_eligible", "This referral was reversed.", {"status": stored.status})
     if stored.is_over:
-        return Refusal("attribution_expired", "The time to convert this referral is over.")
+        return _EXPIRED
     found = await referral_programs.by_id(conn, caller, stored.program_id)
     assert found is not None, "a referral's program is there"
     if found.status != "active":
@@ -71,7 +73,8 @@ async def convert(
     evidence = await _evidence(conn, caller, found, new)
     if isinstance(evidence, Refusal):
         return evidence
-    await _converted(conn, caller, vault, found, stored, evidence)
+    if not await _converted(conn, caller, vault, found, stored, evidence):
+        return _EXPIRED
     return await referrals.get(conn, caller, public_id)
 
 
@@ -82,7 +85,8 @@ async def _converted(
     program: Program,
     stored: Stored,
     evidence: dict[str, Any],
-) -> None:
+) -> bool:
+    """Convert a locked attribution and reward both sides, unless its time has run out by now."""
     project_id = caller.project_id
     place = await db.value(
         conn, "referrals.count_conversion", int, project_id=project_id, id=stored.code_id
@@ -90,7 +94,8 @@ async def _converted(
     changed = await db.run(
         conn, "referrals.convert", project_id=project_id, id=stored.id, place=place, **evidence
     )
-    assert changed == 1, "the row is locked"
+    if not changed:
+        return False
     await referrals.record(conn, caller, stored.id, "converted", place=place)
     cap = program.rules.cap
     zone = await campaigns.time_zone(conn, caller)
@@ -101,6 +106,7 @@ async def _converted(
         place=place, period=schedules.period_of(cap.per if cap else None, datetime.now(UTC), zone),
     )  # fmt: skip
     await _issue(conn, caller, vault, stored.id)
+    return True
 
 
 async def _evidence(
@@ -200,7 +206,9 @@ async def _issued_late(database: db.Database, vault: Vault, due: referrals.Due) 
         async with database.transaction(due.project_id) as conn:
             await referrals.take(conn, caller, ids.format_id("rfa", due.id))
             await _issue(conn, caller, vault, due.id)
-    except (Invalid, NotFound, AlreadyExists) as fault:
+    except (Unavailable, OutcomeUnknown):
+        raise
+    except Fault as fault:
         # Whatever is in the way of this one must not be in the way of the others.
         _log.error("reward_stuck", referral=str(due.id), error=fault.detail)
         async with database.transaction(due.project_id) as conn:

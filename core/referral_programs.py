@@ -285,9 +285,7 @@ def _shown(reward: Reward, exponent: int, **place: Any) -> ShownReward:
     )
 
 
-async def code_of(
-    conn: db.Connection, caller: Caller, program: Stored, new: NewCode
-) -> ReferralCode:
+async def code_of(conn: db.Connection, caller: Caller, program: Stored, new: NewCode) -> StoredCode:
     """Return a customer's code in a program, made where there is none yet.
 
     Idempotent: the same customer has the same code, whatever happens at once. Raises: Invalid;
@@ -312,7 +310,7 @@ async def code_of(
         assert stored is not None
     if wished is not None and codes.normalise(stored.code) != wished:
         raise AlreadyExists(f"This customer's code is {stored.code}.", field="code")
-    return show_code(stored)
+    return stored
 
 
 def show_code(stored: StoredCode) -> ReferralCode:

@@ -31,6 +31,7 @@ _USES: Final = 1
 class Row(msgspec.Struct, frozen=True):
     """A reward's row."""
 
+    referral_id: UUID
     side: Side
     customer_id: str
     kind: Literal["voucher", "gift_card"]
@@ -66,9 +67,16 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 async def of_referral(conn: db.Connection, caller: Caller, referral_id: UUID) -> list[Row]:
     """Return what both sides got, the referrer first."""
+    return await of_referrals(conn, caller, [referral_id])
+
+
+async def of_referrals(
+    conn: db.Connection, caller: Caller, referral_ids: Sequence[UUID]
+) -> list[Row]:
+    """Return the same of several referrals, one after another."""
     return await db.many(
-        conn, "referral_rewards.of_referral", Row,
-        project_id=caller.project_id, referral_id=referral_id,
+        conn, "referral_rewards.of_referrals", Row,
+        project_id=caller.project_id, referrals=list(referral_ids),
     )  # fmt: skip
 
 
@@ -198,8 +206,8 @@ async def revoke(
 
 async def _take_voucher(conn: db.Connection, caller: Caller, voucher_id: UUID) -> int:
     params = {"project_id": caller.project_id, "id": voucher_id}
-    if await db.run(conn, "referral_rewards.disable_voucher", **params):
-        return 0
+    # Also one that is used up: the end of a hold, or a rollback, would give the use back.
+    await db.run(conn, "vouchers.switch", status="disabled", **params)
     return await db.value(conn, "referral_rewards.spent_of_voucher", int, **params)
 
 

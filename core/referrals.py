@@ -3,6 +3,7 @@
 Attributions are `core.attributions`'s, conversions `core.conversions`'s; both record here.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -13,7 +14,7 @@ from core import db, ids, referral_rewards
 from core.api_keys import Caller
 from core.errors import NotFound, Refusal
 from core.referral_programs import Stored as Program
-from core.referral_rewards import Shown
+from core.referral_rewards import Row, Shown
 from core.rules import money
 from core.shapes import Amount
 
@@ -167,12 +168,17 @@ async def take(conn: db.Connection, caller: Caller, public_id: str) -> Stored:
 
 async def get(conn: db.Connection, caller: Caller, public_id: str) -> Referral:
     """Return a referral as the API shows it. Raises: NotFound."""
+    [shown] = await _shown(conn, caller, [await _find(conn, caller, public_id)])
+    return shown
+
+
+async def _find(conn: db.Connection, caller: Caller, public_id: str) -> Stored:
     referral_id = ids.parse_id("rfa", public_id)
     params = {"project_id": caller.project_id, "id": referral_id}
     stored = await db.one(conn, "referrals.by_id", Stored, **params) if referral_id else None
     if stored is None:
         raise NotFound("There is no such referral in this project.")
-    return await _show(conn, caller, stored)
+    return stored
 
 
 async def page(
@@ -186,15 +192,14 @@ async def page(
         conn, "referrals.page", Stored,
         project_id=caller.project_id, after=after, limit=limit, **narrow,
     )  # fmt: skip
-    return [await _show(conn, caller, row) for row in rows]
+    return await _shown(conn, caller, rows)
 
 
 async def history(conn: db.Connection, caller: Caller, public_id: str) -> list[Event]:
     """Return what happened to a referral, in order. Raises: NotFound."""
-    found = await get(conn, caller, public_id)
-    referral_id = ids.parse_id("rfa", found.id)
+    found = await _find(conn, caller, public_id)
     return await db.many(
-        conn, "referrals.history", Event, project_id=caller.project_id, referral_id=referral_id
+        conn, "referrals.history", Event, project_id=caller.project_id, referral_id=found.id
     )
 
 
@@ -219,11 +224,18 @@ async def tree(conn: db.Connection, caller: Caller, customer_id: str) -> Tree:
     return Tree(customer_id, above, nodes)
 
 
-async def _show(conn: db.Connection, caller: Caller, stored: Stored) -> Referral:
+async def _shown(conn: db.Connection, caller: Caller, rows: Sequence[Stored]) -> list[Referral]:
+    """Write rows as the API shows them, with the rewards of those that have some."""
+    rewards: dict[UUID, list[Row]] = {}
+    converted = [row.id for row in rows if row.converted_at is not None]
+    if converted:
+        for reward in await referral_rewards.of_referrals(conn, caller, converted):
+            rewards.setdefault(reward.referral_id, []).append(reward)
+    return [_show(caller, row, rewards.get(row.id, [])) for row in rows]
+
+
+def _show(caller: Caller, stored: Stored, rewards: Sequence[Row]) -> Referral:
     value = stored.order_value_minor
-    rows = []
-    if stored.converted_at is not None:
-        rows = await referral_rewards.of_referral(conn, caller, stored.id)
     return Referral(
         id=ids.format_id("rfa", stored.id),
         program_id=ids.format_id("rfp", stored.program_id),
@@ -242,7 +254,7 @@ async def _show(conn: db.Connection, caller: Caller, stored: Stored) -> Referral
         order_id=stored.order_id,
         order_value=None if value is None else money.json_amount(value, caller.exponent),
         redemption_id=ids.format_id("rdm", stored.redemption_id) if stored.redemption_id else None,
-        rewards=referral_rewards.show(rows, caller.exponent),
+        rewards=referral_rewards.show(rewards, caller.exponent),
         created_at=stored.created_at,
     )
 

@@ -84,7 +84,8 @@ def normalised(kind: IdentifierKind, text: str) -> str:
     text = text.strip().casefold()
     if kind == "email":
         local, _, domain = text.rpartition("@")
-        return f"{local.partition('+')[0].replace('.', '')}@{domain}"
+        local = local.partition("+")[0].replace(".", "")
+        return f"{local}@{domain}" if local and domain else ""
     if kind == "phone":
         return _NO_DIGIT.sub("", text).lstrip("0")
     return text

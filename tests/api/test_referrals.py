@@ -309,11 +309,32 @@ def test_a_redeemed_reward_voucher_is_debt_and_what_others_put_on_a_card_stays(
     card, voucher = rewards["referrer"]["gift_card_id"], rewards["referee"]["voucher_code"]
     post(client, f"/v1/gift-cards/{card}/redeem", amount=10)
     post(client, f"/v1/gift-cards/{card}/top-up", amount=25)
-    post(client, f"/v1/vouchers/{voucher}/redeem", customer_id=referee, order_value=80)
+    order = {"customer_id": referee, "order_value": 80}
+    used = post(client, f"/v1/vouchers/{voucher}/redeem", **order)["redemption_id"]
     ended = by_side(post(client, f"{REFERRALS}/{told['id']}/reverse", reason="fraud"))
     assert (ended["referrer"]["status"], ended["referrer"]["debt"]) == ("debt", 10.00)
     assert (ended["referee"]["status"], ended["referee"]["debt"]) == ("debt", 8.00)
     assert client.get(f"/v1/gift-cards/{card}").json()["balance"] == 25.00
+    # Its use comes back with the order, and nobody's it is.
+    post(client, f"/v1/redemptions/{used}/rollback")
+    refused = client.post(f"/v1/vouchers/{voucher}/redeem", json={"order_value": 80})
+    assert refused.json()["code"] == "voucher_inactive"
+
+
+def test_a_reward_that_a_checkout_holds_is_taken_back_too(client: httpx.Client) -> None:
+    friends = program(client)
+    _, referee, told = pair(client, friends)
+    rewards = by_side(post(client, f"{REFERRALS}/convert", customer_id=referee))
+    voucher = rewards["referee"]["voucher_code"]
+    order = {"customer_id": referee, "order_value": 80}
+    hold = post(client, "/v1/holds", 201, code=voucher, **order)["id"]
+    ended = by_side(post(client, f"{REFERRALS}/{told['id']}/reverse"))
+    assert (ended["referee"]["status"], ended["referee"]["debt"]) == ("reversed", None)
+    redeem = f"/v1/vouchers/{voucher}/redeem"
+    refused = client.post(redeem, json={**order, "hold_id": hold})
+    assert (refused.status_code, refused.json()["code"]) == (409, "voucher_inactive")
+    post(client, f"/v1/holds/{hold}/release")
+    assert client.post(redeem, json=order).json()["code"] == "voucher_inactive"
 
 
 def test_an_invited_friend_is_recognised_when_they_come(client: httpx.Client) -> None:

@@ -11,14 +11,17 @@ from core import (
     attributions,
     conversions,
     customers,
+    db,
     ids,
     referral_programs,
     referrals,
     verify,
 )
-from core.attributions import Attribution, Identifiers, NewReferralCode
+from core.attributions import Attribution, Identifiers, Invitation, NewReferralCode
 from core.conversions import Conversion
 from core.errors import Fault, NotFound, Refusal, Unavailable
+from core.gift_cards import cards
+from core.gift_cards.cards import GiftCard, NewGiftCard
 from core.idempotency import Refused
 from core.referral_programs import NewProgram, NewReward, NewTier
 from core.referrals import Referral
@@ -137,16 +140,16 @@ async def test_a_delayed_reward_is_issued_once_when_its_time_has_come(house: Hou
         told = await convert(house, f"new-{n}")
         assert told.status == "converted"
         assert {reward.status for reward in told.rewards} == {"pending"}
-    cards = "select count(*)::int from vf.gift_cards"
+    made = "select count(*)::int from vf.gift_cards"
     assert await conversions.sweep(house.worker_db, house.services.vault) == 0
-    assert await house.value(cards) == 0
+    assert await house.value(made) == 0
     returned = await reverse(house, told.id)
     assert {reward.status for reward in returned.rewards} == {"cancelled"}
     await house.owner.execute("update vf.referral_rewards set due_at = clock_timestamp()")
     await asyncio.gather(
         *(conversions.sweep(house.worker_db, house.services.vault) for _ in range(4))
     )
-    assert await house.value(cards) == 4
+    assert await house.value(made) == 4
     assert await conversions.sweep(house.worker_db, house.services.vault) == 0
     statuses = "select string_agg(status, ' ' order by status) from vf.referrals"
     assert await house.value(statuses) == "reversed rewarded rewarded"
@@ -175,6 +178,27 @@ async def test_a_reward_that_cannot_be_issued_is_in_nobodys_way(house: House) ->
     assert await conversions.sweep(house.worker_db, house.services.vault) == 1
     states = "select string_agg(status, ' ') from vf.referral_rewards"
     assert await house.value(states) == "issued issued"
+
+
+async def test_a_reward_whose_reference_somebody_took_is_in_nobodys_way(house: House) -> None:
+    friends = await program(house, reward_delay_s=60)
+    code = await code_of(house, friends, "anna")
+    for customer in ("bob", "carl"):
+        await attribute(house, code, customer)
+    told = await convert(house, "bob")
+    await convert(house, "carl")
+    taken = NewGiftCard(
+        amount=msgspec.Raw(b"1.00"), reference=f"referral-reward:{told.id}:referrer"
+    )
+    made = await within(
+        house, lambda conn: cards.create(conn, house.caller, taken, house.services.vault)
+    )
+    assert isinstance(made, GiftCard)
+    await house.owner.execute("update vf.referral_rewards set due_at = clock_timestamp()")
+    assert await conversions.sweep(house.worker_db, house.services.vault) == 1
+    assert await conversions.sweep(house.worker_db, house.services.vault) == 0
+    states = "select string_agg(status, ' ' order by status) from vf.referrals"
+    assert await house.value(states) == "converted rewarded"
 
 
 async def test_a_review_that_nobody_decides_lapses_as_the_program_says(house: House) -> None:
@@ -215,11 +239,75 @@ async def test_an_attribution_beyond_its_window_converts_nothing(house: House) -
     assert await house.value("select count(*)::int from vf.referral_rewards") == 0
 
 
+async def test_a_lapse_locks_no_referral_before_it_is_the_projects_turn(house: House) -> None:
+    friends = await program(house)
+    refused = await attribute(house, await code_of(house, friends, "anna"), "anna")
+    await house.owner.execute("update vf.referrals set review_until = clock_timestamp()")
+    async with house.services.database.transaction(house.project_id) as conn:
+        await db.value(conn, "referrals.lock", bool, project_id=house.project_id)
+        lapsing = asyncio.create_task(attributions.sweep(house.worker_db))
+        await asyncio.sleep(0.3)
+        # Where it did, this would wait for it while it waits for this.
+        taken = await referrals.take(conn, house.caller, refused.extra["referral_id"])
+        assert taken.review == "open"
+    assert await lapsing == 1
+
+
+async def test_an_attribution_that_ends_while_its_conversion_waits_converts_nothing(
+    house: House,
+) -> None:
+    await attribute(house, await code_of(house, await program(house), "anna"), "late")
+    await house.owner.execute(
+        "update vf.referrals set expires_at = clock_timestamp() + interval '300 milliseconds'"
+    )
+    transaction = house.owner.transaction()
+    await transaction.start()
+    await house.owner.execute("select 1 from vf.referral_codes for update")
+    converting = asyncio.create_task(convert(house, "late"))
+    await asyncio.sleep(0.5)
+    await transaction.rollback()
+    told = await converting
+    assert isinstance(told, Refusal) and told.code == "attribution_expired"
+    assert await house.value("select count(*)::int from vf.referral_rewards") == 0
+    assert await house.value("select conversion_count::int from vf.referral_codes") == 0
+
+
+async def test_what_converts_while_another_code_would_win_it_stays_converted(house: House) -> None:
+    friends = await program(house, touch="last")
+    first, second = [await code_of(house, friends, name) for name in ("anna", "carl")]
+    await attribute(house, first, "bob")
+    async with house.services.database.transaction(house.project_id) as conn:
+        new = Conversion(customer_id="bob")
+        done = await conversions.convert(conn, house.caller, house.services.vault, new)
+        assert isinstance(done, Referral)
+        taking = asyncio.create_task(attribute(house, second, "bob"))
+        await asyncio.sleep(0.3)
+    told = await taking
+    assert isinstance(told, Refusal) and told.code == "already_attributed"
+    assert (await read(house, done.id)).status == "rewarded"
+    rejected = "select count(*)::int from vf.referral_history where event = 'rejected'"
+    assert await house.value(rejected) == 0
+
+
 async def test_an_erased_customer_is_in_no_referral(house: House) -> None:
     friends = await program(house)
     code = await code_of(house, friends, "anna")
+    invitation = Invitation(
+        program_id=friends, customer_id="anna", identifiers=Identifiers(email="bob@example.com")
+    )
+    await within(
+        house,
+        lambda conn: attributions.invite(conn, house.caller, house.services.people, invitation),
+    )
     await attribute(house, code, "bob", email="bob@example.com")
     await convert(house, "bob")
+    assert isinstance(
+        await attribute(house, await code_of(house, friends, "bob"), "carl"), Referral
+    )
+    for other in ("anna", "carl"):
+        # One refers herself, and Bob stands between the ends of a ring.
+        refused = await attribute(house, await code_of(house, friends, other), "anna")
+        assert isinstance(refused, Refusal)
     for name in ("anna", "bob"):
         new = customers.NewCustomer(customer_id=name)
         await within(house, lambda conn, new=new: customers.register(conn, house.caller, new))
@@ -231,6 +319,7 @@ async def test_an_erased_customer_is_in_no_referral(house: House) -> None:
                   "referral_identifiers", "gift_cards"):  # fmt: skip
         for row in await house.owner.fetch(f"select t::text as text from vf.{table} t"):
             assert "anna" not in row["text"] and "bob" not in row["text"], table
+    assert await house.value("select count(*)::int from vf.referral_identifiers") == 0
     assert await findings(house) == []
 
 

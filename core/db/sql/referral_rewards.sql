@@ -19,12 +19,12 @@ INSERT INTO vf.referral_rewards (project_id, referral_id, side, customer_id, kin
 VALUES (@project_id, @referral_id, @side, @customer_id, @kind, @status, @campaign_id, @amount_minor, @period,
         clock_timestamp() + make_interval(secs => @delay_s::bigint));
 
--- name: of_referral :many
--- What both sides of a referral got.
-SELECT w.side, w.customer_id, w.kind, w.status, w.campaign_id, w.amount_minor, w.period, w.voucher_id, v.code AS voucher_code,
+-- name: of_referrals :many
+-- What both sides of some referrals got.
+SELECT w.referral_id, w.side, w.customer_id, w.kind, w.status, w.campaign_id, w.amount_minor, w.period, w.voucher_id, v.code AS voucher_code,
        w.gift_card_id, w.debt_minor, w.due_at, w.due_at <= clock_timestamp() AS is_due, w.issued_at, w.ended_at
   FROM vf.referral_rewards w LEFT JOIN vf.vouchers v ON v.project_id = w.project_id AND v.id = w.voucher_id
- WHERE w.referral_id = @referral_id AND w.project_id = @project_id ORDER BY w.side DESC;
+ WHERE w.referral_id = ANY (@referrals::uuid[]) AND w.project_id = @project_id ORDER BY w.referral_id, w.side DESC;
 
 -- name: issue :exec
 -- Says what was issued for a promise, once.
@@ -36,11 +36,6 @@ UPDATE vf.referral_rewards
 -- Cancels a promise, or says what became of a reward that was taken back.
 UPDATE vf.referral_rewards SET status = @status, debt_minor = @debt_minor, ended_at = clock_timestamp()
  WHERE project_id = @project_id AND referral_id = @referral_id AND side = @side AND status IN ('pending', 'issued');
-
--- name: disable_voucher :exec
--- Disables a reward that nobody has redeemed yet.
-UPDATE vf.vouchers SET status = 'disabled', terms_version = terms_version + 1, updated_at = clock_timestamp()
- WHERE project_id = @project_id AND id = @id AND direct_count + leased_count = 0;
 
 -- name: spent_of_voucher :one
 -- What was taken off orders with a reward.

@@ -180,10 +180,23 @@ UPDATE vf.referrals
        referee_id = CASE referee_id WHEN @customer_id THEN @pseudonym ELSE referee_id END
  WHERE project_id = @project_id AND (referrer_id = @customer_id OR referee_id = @customer_id);
 
+-- name: rename_facts :exec
+-- The same of what spoke against an attribution, also one between others.
+UPDATE vf.referrals r
+   SET because = CASE WHEN r.because ? 'ring' THEN jsonb_set(r.because, '{ring}', (
+           SELECT jsonb_agg(CASE p.name WHEN @customer_id THEN @pseudonym ELSE p.name END ORDER BY p.place)
+             FROM jsonb_array_elements_text(r.because -> 'ring') WITH ORDINALITY AS p (name, place)))
+       ELSE jsonb_set(r.because, '{customer_id}', to_jsonb(@pseudonym::text)) END
+ WHERE r.project_id = @project_id
+   AND (r.because ->> 'customer_id' = @customer_id OR r.because -> 'ring' ? @customer_id);
+
 -- name: rename_codes :exec
 -- The same of codes.
 UPDATE vf.referral_codes SET customer_id = @pseudonym WHERE project_id = @project_id AND customer_id = @customer_id;
 
 -- name: forget_identifiers :exec
--- Deletes what is known of a person.
-DELETE FROM vf.referral_identifiers WHERE customer_id = @customer_id AND project_id = @project_id;
+-- Deletes what is known of a person, also from before they followed an invitation.
+DELETE FROM vf.referral_identifiers i
+ WHERE i.project_id = @project_id
+   AND (i.customer_id = @customer_id OR i.customer_id IN (
+        SELECT r.id::text FROM vf.referrals r WHERE r.referee_id = @customer_id AND r.project_id = @project_id));
