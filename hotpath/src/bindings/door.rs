@@ -40,6 +40,8 @@ const BUCKETS_US: [u64; 12] = [
     1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
     5_000_000,
 ];
+/// What is answered here: a win, a sold-out lease, not applied, and nobody knows.
+const STATUSES: [u16; 4] = [200, 409, 503, 504];
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -73,7 +75,7 @@ pub struct Learnt {
 /// What was answered since it was last asked for.
 #[derive(Default, Clone)]
 struct Tally {
-    by_status: [u64; 3],
+    by_status: [u64; STATUSES.len()],
     buckets: [u64; BUCKETS_US.len() + 1],
     sum_us: u64,
 }
@@ -182,11 +184,11 @@ impl Shared {
     fn tally(&self, route: Route, status: StatusCode, began: Instant) {
         let took_us = began.elapsed().as_micros() as u64;
         let tally = &mut lock(&self.tallies)[route as usize];
-        tally.by_status[match status.as_u16() {
-            200 => 0,
-            409 => 1,
-            _ => 2,
-        }] += 1;
+        let answered = STATUSES.iter().position(|known| *known == status.as_u16());
+        debug_assert!(answered.is_some(), "{status} is not among what is answered here");
+        if let Some(answered) = answered {
+            tally.by_status[answered] += 1;
+        }
         tally.buckets[BUCKETS_US.partition_point(|bound| *bound < took_us)] += 1;
         tally.sum_us += took_us;
     }
@@ -445,15 +447,16 @@ impl Door {
         });
     }
 
-    /// What was answered since the last call, for each route that answered: its name, how many by
-    /// status (200, 409, 503 and 504), by bucket of latency, and the sum of microseconds.
-    fn tallied(&self) -> Vec<(&'static str, [u64; 3], Vec<u64>, u64)> {
+    /// What was answered since the last call, for each route that answered: its name, how many of
+    /// each status, by bucket of latency, and the sum of microseconds.
+    fn tallied(&self) -> Vec<(&'static str, Vec<(u16, u64)>, Vec<u64>, u64)> {
         let tallies = std::mem::take(&mut *lock(&self.shared.tallies));
         let named = [Route::Redeem, Route::Claim].into_iter().zip(tallies);
         named
             .filter(|(_, tally)| tally.by_status.iter().any(|count| *count > 0))
             .map(|(route, tally)| {
-                (route.name(), tally.by_status, tally.buckets.to_vec(), tally.sum_us)
+                let by_status = STATUSES.into_iter().zip(tally.by_status).collect();
+                (route.name(), by_status, tally.buckets.to_vec(), tally.sum_us)
             })
             .collect()
     }
