@@ -6,6 +6,7 @@ inside it must then touch one row and a handful of pages, however many redemptio
 """
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -27,6 +28,13 @@ PAGES_PER_LOOKUP_MAX = 8
 HOT_TABLES = {"redemptions", "customer_counts"}
 # An index that starts with one of these never walks the rows of one voucher, lease or project.
 COLUMNS_THAT_VARY = {"idempotency_key", "customer_id", "id"}
+# What finds one row: its id, or what is unique in a project.
+NAMES_ONE_ROW = re.compile(
+    r"WHERE (\w+\.)?project_id = \$\d+ AND (\w+\.)?"
+    r"(?P<column>id|code_norm|code_digest|reference) = \$\d+"
+)
+# As many as there were when this was written; so that a change of style does not blind the test.
+ONE_ROW_STATEMENTS_MIN = 40
 
 
 class Ledger:
@@ -257,6 +265,65 @@ async def test_plans_made_while_the_ledger_was_empty_stay_good(settings: Setting
             outcomes = await ledger.redeem(REDEMPTIONS - 32, 64)
         assert sorted(outcomes) == ["redeemed"] * 32 + ["replayed"] * 32
         await assert_lookups_are_single_rows(raw, plans, lookups_min=96, varying=True)
+
+
+async def test_codes_are_looked_up_singly_by_a_plan_made_before_there_were_any(
+    settings: Settings,
+) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_app")
+        await raw.execute("ALTER TABLE vf.vouchers SET (autovacuum_enabled = false)")
+        assert await ledger.call("redemptions.terms", project_id=uuid4(), codes=["NONE"]) == []
+        await ledger.found()
+        codes = [f"CODE-{number}" for number in range(3_000)]
+        await raw.execute(
+            "INSERT INTO vf.vouchers (project_id, id, code, code_norm, discount_type, discount_bp) "
+            "SELECT $1, uuidv7(), c, c, 'PERCENT', 1000 FROM unnest($2::text[]) c",
+            ledger.project, codes,
+        )  # fmt: skip
+        async with plans_of(raw) as plans:
+            found = await ledger.call(
+                "redemptions.terms", project_id=ledger.project, codes=codes[-64:]
+            )
+        assert sorted(row["code"] for row in found) == sorted(codes[-64:])
+        scans = [
+            node
+            for plan in plans
+            for node in nodes(plan["Plan"])
+            if node.get("Relation Name") == "vouchers"
+        ]
+        assert sum(node["Actual Loops"] for node in scans) == 64
+        for node in scans:
+            assert node["Index Name"] == "vouchers_code_key", node
+            assert node.get("Rows Removed by Filter", 0) == 0, node
+
+
+async def test_a_statement_that_names_one_row_is_planned_to_find_it_even_on_an_empty_ledger(
+    settings: Settings,
+) -> None:
+    asked = 0
+    raw = await asyncpg.connect(settings.database_dsn("owner"), statement_cache_size=0)
+    try:
+        await raw.execute(
+            "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; "
+            f"SET app.project_id = '{uuid4()}'; SET ROLE vf_app"
+        )
+        for query in queries.QUERIES.values():
+            named = NAMES_ONE_ROW.search(query.sql)
+            if named is None or " OR " in query.sql:
+                continue
+            await raw.execute(f"PREPARE asked AS {query.sql}")
+            nothing = ", ".join(["NULL"] * len(query.params))
+            plan = await raw.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({nothing})")
+            await raw.execute("DEALLOCATE asked")
+            asked += 1
+            for node in nodes(json.loads(plan)[0]["Plan"]):
+                # A walk of the whole project, or of its live rows, for the one that is named.
+                if re.search(rf"\b{named['column']} = \$", node.get("Filter", "")):
+                    assert node.get("Index Cond", "").count(" = ") != 1, (query.name, node)
+    finally:
+        await raw.close()
+    assert asked >= ONE_ROW_STATEMENTS_MIN
 
 
 async def test_settling_wins_again_looks_single_rows_up(settings: Settings) -> None:

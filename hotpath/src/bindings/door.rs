@@ -80,6 +80,9 @@ struct Tally {
     sum_us: u64,
 }
 
+/// A route's name, how often each status was answered, how many by each bound of time, and their sum in µs.
+type Tallied = (&'static str, Vec<(u16, u64)>, Vec<u64>, u64);
+
 /// A problem as JSON text before and after the request's id.
 #[derive(FromPyObject)]
 pub struct Problem {
@@ -449,7 +452,7 @@ impl Door {
 
     /// What was answered since the last call, for each route that answered: its name, how many of
     /// each status, by bucket of latency, and the sum of microseconds.
-    fn tallied(&self) -> Vec<(&'static str, Vec<(u16, u64)>, Vec<u64>, u64)> {
+    fn tallied(&self) -> Vec<Tallied> {
         let tallies = std::mem::take(&mut *lock(&self.shared.tallies));
         let named = [Route::Redeem, Route::Claim].into_iter().zip(tallies);
         named
