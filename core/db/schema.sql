@@ -711,8 +711,6 @@ CREATE TABLE vf.redemptions (
     returned_minor     bigint,
     PRIMARY KEY (lease_id, seq),
     CONSTRAINT redemptions_key UNIQUE (idempotency_key, voucher_id, project_id),
-    CONSTRAINT redemptions_grant FOREIGN KEY (lease_id, granted_size, project_id)
-        REFERENCES vf.lease_grants (lease_id, size, project_id),
     CONSTRAINT redemptions_within_grant CHECK (seq <= granted_size),
     CONSTRAINT redemptions_source CHECK ((granted_size IS NULL) = (lease_id = voucher_id)),
     CONSTRAINT redemptions_returned CHECK (returned_minor BETWEEN 1 AND discount_minor),
@@ -900,27 +898,49 @@ CREATE TRIGGER redemptions_history BEFORE INSERT ON vf.redemptions
 CREATE TRIGGER leases_history BEFORE INSERT ON vf.leases
     FOR EACH STATEMENT EXECUTE FUNCTION vf.refuse_unaccepted();
 
--- A redemption's voucher exists, and stays. A foreign key would say so row by row, at a fifth of what a win costs
--- (docs/decisions/0018-one-look-for-all-vouchers-of-a-commit.md); these look once a statement. The voucher's row is locked
--- by whoever redeems, so it can't go meanwhile.
-CREATE FUNCTION vf.refuse_unknown_vouchers() RETURNS trigger LANGUAGE plpgsql
+-- A redemption's voucher and a win's grant exist, and stay. Foreign keys would say so row by row, at a fifth of what a win
+-- costs (docs/decisions/0018-one-look-for-all-vouchers-of-a-commit.md); these look once a statement. The rows they look
+-- for can't go meanwhile: whoever redeems has locked the voucher, whoever settles the lease.
+CREATE FUNCTION vf.refuse_unknown_sources() RETURNS trigger LANGUAGE plpgsql
 AS $$
+DECLARE
+    v_unknown text;
 BEGIN
-    IF EXISTS (SELECT 1 FROM (SELECT DISTINCT a.project_id, a.voucher_id FROM added a) n
-                WHERE NOT EXISTS (SELECT 1 FROM vf.vouchers v WHERE v.project_id = n.project_id AND v.id = n.voucher_id)) THEN
-        RAISE EXCEPTION 'a redemption names a voucher that is not there'
-            USING ERRCODE = '23503', CONSTRAINT = 'redemptions_voucher', TABLE = 'redemptions', SCHEMA = 'vf';
+    SELECT CASE WHEN v.id IS NULL THEN 'voucher' ELSE 'grant' END INTO v_unknown
+      FROM (SELECT DISTINCT a.project_id, a.voucher_id, a.lease_id, a.granted_size FROM added a) n
+      LEFT JOIN vf.vouchers v ON v.project_id = n.project_id AND v.id = n.voucher_id
+      LEFT JOIN vf.lease_grants g
+             ON g.lease_id = n.lease_id AND g.size = n.granted_size AND g.project_id = n.project_id
+     WHERE v.id IS NULL OR n.granted_size IS NOT NULL AND g.lease_id IS NULL
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a redemption names a % that is not there', v_unknown
+            USING ERRCODE = '23503', CONSTRAINT = 'redemptions_' || v_unknown, TABLE = 'redemptions', SCHEMA = 'vf';
     END IF;
     RETURN NULL;
 END $$;
-CREATE FUNCTION vf.refuse_another_voucher() RETURNS trigger LANGUAGE plpgsql
+CREATE FUNCTION vf.refuse_another_source() RETURNS trigger LANGUAGE plpgsql
 AS $$
 BEGIN
     IF (NEW.project_id, NEW.voucher_id) IS DISTINCT FROM (OLD.project_id, OLD.voucher_id) THEN
         RAISE EXCEPTION 'a redemption stays with its voucher'
             USING ERRCODE = '23503', CONSTRAINT = 'redemptions_voucher', TABLE = 'redemptions', SCHEMA = 'vf';
+    ELSIF (NEW.lease_id, NEW.granted_size) IS DISTINCT FROM (OLD.lease_id, OLD.granted_size) THEN
+        RAISE EXCEPTION 'a win stays with its grant'
+            USING ERRCODE = '23503', CONSTRAINT = 'redemptions_grant', TABLE = 'redemptions', SCHEMA = 'vf';
     END IF;
     RETURN NEW;
+END $$;
+-- Nobody is granted less afterwards. Only an operator's hand comes here: no role of ours may change or delete a grant.
+CREATE FUNCTION vf.keep_grants() RETURNS trigger LANGUAGE plpgsql
+AS $$
+BEGIN
+    PERFORM 1 FROM vf.leases k WHERE k.project_id = OLD.project_id AND k.id = OLD.lease_id FOR NO KEY UPDATE;
+    IF TG_OP = 'UPDATE' OR EXISTS (SELECT 1 FROM vf.redemptions r WHERE r.lease_id = OLD.lease_id) THEN
+        RAISE EXCEPTION 'the lease has redemptions'
+            USING ERRCODE = '23503', CONSTRAINT = 'redemptions_grant', TABLE = 'redemptions', SCHEMA = 'vf';
+    END IF;
+    RETURN OLD;
 END $$;
 CREATE FUNCTION vf.keep_redeemed_vouchers() RETURNS trigger LANGUAGE plpgsql
 AS $$
@@ -935,10 +955,12 @@ BEGIN
     END IF;
     RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
 END $$;
-CREATE TRIGGER redemptions_voucher AFTER INSERT ON vf.redemptions REFERENCING NEW TABLE AS added
-    FOR EACH STATEMENT EXECUTE FUNCTION vf.refuse_unknown_vouchers();
-CREATE TRIGGER redemptions_stay BEFORE UPDATE OF project_id, voucher_id ON vf.redemptions
-    FOR EACH ROW EXECUTE FUNCTION vf.refuse_another_voucher();
+CREATE TRIGGER redemptions_sources AFTER INSERT ON vf.redemptions REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION vf.refuse_unknown_sources();
+CREATE TRIGGER redemptions_stay BEFORE UPDATE OF project_id, voucher_id, lease_id, granted_size ON vf.redemptions
+    FOR EACH ROW EXECUTE FUNCTION vf.refuse_another_source();
+CREATE TRIGGER lease_grants_stay BEFORE DELETE OR UPDATE ON vf.lease_grants
+    FOR EACH ROW EXECUTE FUNCTION vf.keep_grants();
 CREATE TRIGGER vouchers_stay BEFORE DELETE OR UPDATE OF project_id, id ON vf.vouchers
     FOR EACH ROW EXECUTE FUNCTION vf.keep_redeemed_vouchers();
 

@@ -15,7 +15,7 @@
 -- The number of redis.calls does not grow with the batch.
 local MISMATCH, SOLD_OUT, NOT_STARTED, ENDED, PAUSED, BUSY, FENCED = -2, -3, -5, -6, -7, -8, -9
 local CHUNK = 1000 -- values in one call, even; Lua's stack ends near 8,000
-local sub, match = string.sub, string.match
+local sub, match, format = string.sub, string.match, string.format
 
 local lease, n = ARGV[1], tonumber(ARGV[2])
 local reply = {0, 0}
@@ -50,6 +50,7 @@ local backlog_max, start_ms, end_ms = tonumber(s[6]), tonumber(s[7]), tonumber(s
 local limit = tonumber(s[9])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_text = tostring(now)
 reply[1], reply[2] = now, size
 
 local shut -- the refusal the state and the window give to everybody
@@ -90,13 +91,13 @@ for i = 1, n do
     local payload = ARGV[at + 3]
     wins[#wins + 1] = {key, fingerprint, customer, payload}
     if key ~= '' then
-      record = fingerprint .. '|' .. issued .. '|' .. now .. '|' .. (size - issued) .. '|' .. payload
+      record = format('%s|%d|%s|%d|%s', fingerprint, issued, now_text, size - issued, payload)
       records[key] = record
       new_records[#new_records + 1] = key
       new_records[#new_records + 1] = record
     end
     if limit > 0 and customer ~= '' then
-      held[customer] = (count + 1) .. '|' .. issued
+      held[customer] = format('%d|%d', count + 1, issued)
       holders[customer] = true
     end
   end

@@ -200,6 +200,21 @@ async def test_no_hand_can_write_a_win_beyond_its_grant(ledger: Ledger) -> None:
     assert await ledger.seqs() == [1]
 
 
+async def test_a_win_stays_with_its_grant_and_the_grant_with_its_wins(ledger: Ledger) -> None:
+    await ledger.settle(1)
+    for sql in (
+        "UPDATE vf.redemptions SET granted_size = granted_size + 1",
+        "UPDATE vf.redemptions SET lease_id = gen_random_uuid()",
+        "UPDATE vf.lease_grants SET size = size + 1",
+        "DELETE FROM vf.lease_grants",
+    ):
+        with pytest.raises(asyncpg.ForeignKeyViolationError) as refused:
+            await ledger.raw.execute(sql)
+        assert refused.value.constraint_name == "redemptions_grant", sql
+    assert await ledger.raw.fetchval("SELECT array_agg(size) FROM vf.lease_grants") == [SIZE]
+    assert await ledger.raw.fetchval("SELECT granted_size FROM vf.redemptions") == SIZE
+
+
 async def test_no_count_can_pass_its_limit(ledger: Ledger) -> None:
     for table, column, constraint in (
         ("vouchers", "direct_count", "vouchers_never_over"),

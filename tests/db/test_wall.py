@@ -35,7 +35,7 @@ SELECT c.oid::regclass::text AS name,
 # Checks, foreign keys and triggers that stand for one are not what is tested here, and would ask
 # for rows that make sense.
 WITHOUT_CHECKS = """
-ALTER TABLE vf.redemptions DISABLE TRIGGER redemptions_voucher, DISABLE TRIGGER redemptions_stay;
+ALTER TABLE vf.redemptions DISABLE TRIGGER redemptions_sources, DISABLE TRIGGER redemptions_stay;
 ALTER TABLE vf.vouchers DISABLE TRIGGER vouchers_stay;
 DO $$ DECLARE k record; BEGIN
     FOR k IN SELECT conrelid::regclass AS t, conname FROM pg_constraint
