@@ -213,14 +213,20 @@ def _line(sql: str, error: asyncpg.PostgresError) -> str:
 # names its project twice: once itself, once by row-level security. A whole project then looks like
 # one row, as cheap as a unique look-up, and a plan made so lives until the first ANALYZE
 # (docs/decisions/0020-a-project-is-not-selective.md). So a table that was never analysed is said to
-# hold one project.
+# hold one project, where PostgreSQL can be told (18 and newer).
 _ONE_PROJECT: Final = """
-SELECT pg_catalog.pg_restore_attribute_stats(
-           'schemaname', 'vf', 'relname', c.relname::text, 'attname', 'project_id',
-           'inherited', false, 'null_frac', 0::real, 'avg_width', 16, 'n_distinct', 1::real)
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = 'project_id'
- WHERE c.relnamespace = 'vf'::regnamespace AND c.relkind = 'r' AND c.reltuples < 0
+DO $$
+BEGIN
+    IF to_regproc('pg_catalog.pg_restore_attribute_stats') IS NOT NULL THEN
+        PERFORM pg_catalog.pg_restore_attribute_stats(
+                    'schemaname', 'vf', 'relname', c.relname::text, 'attname', 'project_id',
+                    'inherited', false, 'null_frac', 0::real, 'avg_width', 16,
+                    'n_distinct', 1::real)
+           FROM pg_catalog.pg_class c
+           JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = 'project_id'
+          WHERE c.relnamespace = 'vf'::regnamespace AND c.relkind = 'r' AND c.reltuples < 0;
+    END IF;
+END $$
 """
 
 # The first file makes the schema, so the table is made after it, in the same transaction.
