@@ -9,11 +9,12 @@ from litestar.response import Response
 from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import db, flash_sales, ids
+from core import db, flash_sales, ids, releases
 from core.api_keys import Caller
 from core.errors import NotFound, Refusal
 from core.flash_sales import FlashSale, FlashSalePatch, NewFlashSale, SaleDesk
 from core.redemptions import NewRedemption, Redemption
+from core.releases import Release, Released, WrittenOff
 
 Req = Request[Any, Any, Any]
 
@@ -165,4 +166,43 @@ async def close(request: Req, sale: str) -> Response[bytes]:
     return answers.ok(await _shown(request, caller, sale_id))
 
 
-ROUTES: Final = [create, page, show, edit, open_, pause, close]
+@get(
+    "/v1/flash-sales/{sale:str}/written-off",
+    operation_id="flash_sales.written_off",
+    opt=shape(answer=pagination.Listed[WrittenOff]),
+)
+async def written_off(request: Req, sale: str) -> Response[bytes]:
+    """List the numbers that were lost with Redis's data, lowest first.
+
+    `starting_after` is the last number of the page before.
+    """
+    caller = await auth.secret_caller(request)
+    limit, after = pagination.asked_by_number(request)
+    row = await desk_of(request).read(caller.project_id, _id_of(sale))
+    services: Services = request.app.state.services
+    async with services.database.transaction(caller.project_id, reads_only=True) as conn:
+        found = await releases.page(conn, caller, row.id, after, limit + 1)
+    return answers.ok(pagination.Listed(found[:limit], len(found) > limit))
+
+
+@post(
+    "/v1/flash-sales/{sale:str}/release",
+    operation_id="flash_sales.release",
+    status_code=200,
+    opt=shape(body=Release, answer=Released),
+)
+async def release(request: Req, sale: str) -> Response[bytes]:
+    """Sell the units of lost numbers again, all that are named or none.
+
+    Whoever kept the answer to a claim could still present its receipt; of a released number it is
+    void. Release what you know that nobody holds.
+    """
+    caller = await auth.secret_caller(request)
+    _, asked = await bodies.received(request, Release)
+    desk = desk_of(request)
+    row = await desk.read(caller.project_id, _id_of(sale))
+    done = await releases.release(desk.database, desk.leases, caller, row.id, asked)
+    return answers.refused(request, done) if isinstance(done, Refusal) else answers.ok(done)
+
+
+ROUTES: Final = [create, page, show, edit, open_, pause, close, written_off, release]

@@ -40,11 +40,7 @@ def asked(request: "Request[Any, Any, Any]", prefix: ids.Prefix, *filters: str) 
     Raises: Invalid, with `field`, for unknown, doubled, overlong and malformed parameters.
     """
     given = parameters(request, "limit", "starting_after", *filters)
-    text = given.pop("limit", str(LIMIT_DEFAULT))
-    # Not isdigit: that lets in digits of other scripts, which int() takes, too.
-    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 4 else 0
-    if not 1 <= limit <= LIMIT_MAX:
-        raise Invalid(f"limit must be a whole number from 1 to {LIMIT_MAX}", field="limit")
+    limit = _limit(given)
     after = None
     if (cursor := given.pop("starting_after", None)) is not None:
         after = ids.parse_id(prefix, cursor)
@@ -54,6 +50,36 @@ def asked(request: "Request[Any, Any, Any]", prefix: ids.Prefix, *filters: str) 
                 field="starting_after",
             )
     return Page(limit, after, given)
+
+
+def asked_by_number(request: "Request[Any, Any, Any]") -> tuple[int, int | None]:
+    """Read the query of a list whose cursor is a number: the limit, and the number or None.
+
+    Raises: Invalid, as `asked`.
+    """
+    given = parameters(request, "limit", "starting_after")
+    limit = _limit(given)
+    cursor = given.get("starting_after")
+    if cursor is None:
+        return limit, None
+    after = _whole(cursor, digits_max=15)
+    if after is None:
+        raise Invalid(
+            "starting_after must be the number of the last object you have", field="starting_after"
+        )
+    return limit, after
+
+
+def _limit(given: dict[str, str]) -> int:
+    limit = _whole(given.pop("limit", str(LIMIT_DEFAULT)), digits_max=4)
+    if limit is None or not 1 <= limit <= LIMIT_MAX:
+        raise Invalid(f"limit must be a whole number from 1 to {LIMIT_MAX}", field="limit")
+    return limit
+
+
+def _whole(text: str, *, digits_max: int) -> int | None:
+    # Not isdigit alone: that lets in digits of other scripts, which int() takes, too.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits_max else None
 
 
 def parameters(request: "Request[Any, Any, Any]", *allowed: str) -> dict[str, str]:

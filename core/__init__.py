@@ -28,6 +28,7 @@ operations
   crowds          a sold-out voucher's crowd, answered from Redis
   flash_sales     sales: make, show, open, pause, close, change
   receipts        proof of a fast win, and what becomes of it when Redis lost the win
+  releases        what a sale lost, and its release by name
   leases          arm a lease, grow it, let units come back: PostgreSQL first, Redis second
   history         whether PostgreSQL holds what Redis was told it holds: the gate of redeeming
   live_leases     what one API worker knows of the leases that are out

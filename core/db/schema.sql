@@ -627,6 +627,7 @@ CREATE TABLE vf.leases (
     opened_at    timestamptz,
     judged       integer NOT NULL DEFAULT 0,
     past_run_ids text[] NOT NULL DEFAULT '{}',
+    released     bigint NOT NULL DEFAULT 0 CHECK (released >= 0),
     PRIMARY KEY (project_id, id),
     CONSTRAINT leases_id_key UNIQUE (id),
     CONSTRAINT leases_tag_key UNIQUE (tag),
@@ -643,6 +644,16 @@ CREATE TABLE vf.lease_grants (
     granted_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (lease_id, size, project_id),
     CONSTRAINT lease_grants_lease FOREIGN KEY (project_id, lease_id) REFERENCES vf.leases (project_id, id)
+);
+
+-- Burned numbers whose units an operator gave back. Such a number is no redemption and never becomes one.
+CREATE TABLE vf.released_numbers (
+    project_id   uuid NOT NULL,
+    lease_id     uuid NOT NULL,
+    seq          bigint NOT NULL CHECK (seq > 0),
+    released_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (lease_id, seq, project_id),
+    CONSTRAINT released_numbers_lease FOREIGN KEY (project_id, lease_id) REFERENCES vf.leases (project_id, id)
 );
 
 -- How far the stream of a lease is in the ledger. last_id moves only by compare-and-set, in the transaction of the
@@ -802,7 +813,7 @@ CREATE POLICY of_operator ON vf.projects TO vf_worker USING (true) WITH CHECK (t
 GRANT SELECT ON vf.projects TO vf_app;
 GRANT SELECT, INSERT, UPDATE ON vf.projects, vf.accounts, vf.users TO vf_worker;
 
-REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine FROM vf_app, vf_worker;
+REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine, vf.released_numbers FROM vf_app, vf_worker;
 REVOKE UPDATE ON vf.gift_card_transactions, vf.gift_card_entries, vf.gift_card_payments FROM vf_app, vf_worker;
 REVOKE UPDATE ON vf.referral_history FROM vf_app, vf_worker;
 GRANT DELETE ON vf.idempotency_keys, vf.failed_lookups TO vf_worker;
@@ -905,16 +916,23 @@ CREATE FUNCTION vf.refuse_unknown_sources() RETURNS trigger LANGUAGE plpgsql
 AS $$
 DECLARE
     v_unknown text;
+    v_released boolean;
 BEGIN
-    SELECT CASE WHEN v.id IS NULL THEN 'voucher' ELSE 'grant' END INTO v_unknown
+    SELECT CASE WHEN bool_or(v.id IS NULL) THEN 'voucher'
+                WHEN bool_or(n.granted_size IS NOT NULL AND g.lease_id IS NULL) THEN 'grant' END,
+           bool_or(n.granted_size IS NOT NULL
+                   AND EXISTS (SELECT 1 FROM vf.released_numbers r WHERE r.lease_id = n.lease_id))
+      INTO v_unknown, v_released
       FROM (SELECT DISTINCT a.project_id, a.voucher_id, a.lease_id, a.granted_size FROM added a) n
       LEFT JOIN vf.vouchers v ON v.project_id = n.project_id AND v.id = n.voucher_id
       LEFT JOIN vf.lease_grants g
-             ON g.lease_id = n.lease_id AND g.size = n.granted_size AND g.project_id = n.project_id
-     WHERE v.id IS NULL OR n.granted_size IS NOT NULL AND g.lease_id IS NULL
-     LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'a redemption names a % that is not there', v_unknown
+             ON g.lease_id = n.lease_id AND g.size = n.granted_size AND g.project_id = n.project_id;
+    IF v_released AND EXISTS (SELECT 1 FROM added a JOIN vf.released_numbers r
+                                         ON r.lease_id = a.lease_id AND r.seq = a.seq) THEN
+        v_unknown := 'released';
+    END IF;
+    IF v_unknown IS NOT NULL THEN
+        RAISE EXCEPTION 'a redemption''s % is not there, or not there any more', v_unknown
             USING ERRCODE = '23503', CONSTRAINT = 'redemptions_' || v_unknown, TABLE = 'redemptions', SCHEMA = 'vf';
     END IF;
     RETURN NULL;
@@ -2221,7 +2239,8 @@ BEGIN
     ELSIF l.state <> 'settled' THEN
         RETURN QUERY SELECT 'unsettled', NULL::uuid;
         RETURN;
-    ELSIF r.id IS NOT NULL OR p_seq > l.open_to OR l.burned = 0 THEN
+    ELSIF r.id IS NOT NULL OR p_seq > l.open_to OR l.burned = 0
+       OR EXISTS (SELECT 1 FROM vf.released_numbers k WHERE k.lease_id = p_lease AND k.seq = p_seq) THEN
         RETURN QUERY SELECT 'void', NULL::uuid;
         RETURN;
     END IF;
@@ -2260,6 +2279,65 @@ BEGIN
     INSERT INTO vf.outbox (project_id, event, subject, data)
     VALUES (p_project, 'voucher.redeemed', p_lease, jsonb_build_object('first', p_seq, 'count', 1));
     RETURN QUERY SELECT 'claimed', p_id;
+END $$;
+
+-- Gives the units of burned numbers back, all or none. p_numbers are the sale's numbers, as its answers and `doctor` name
+-- them. Answers a row a number: released (now or before); or, where one is not burned, only those that are not:
+-- not_burned. From then on the number is nobody's: a receipt for it is void. Locks campaign, voucher, sale, leases.
+CREATE FUNCTION vf.release_numbers(p_project uuid, p_sale uuid, p_numbers bigint[])
+RETURNS TABLE (number bigint, outcome text)
+LANGUAGE plpgsql
+AS $$
+#variable_conflict use_column
+DECLARE
+    s vf.flash_sales;
+    v vf.vouchers;
+    l record;
+    v_now bigint := 0;
+BEGIN
+    PERFORM set_config('app.project_id', p_project::text, true);
+    SELECT * INTO s FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale;
+    SELECT * INTO v FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id;
+    PERFORM 1 FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = v.campaign_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.vouchers k WHERE k.project_id = p_project AND k.id = s.voucher_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.flash_sales k WHERE k.project_id = p_project AND k.id = p_sale FOR NO KEY UPDATE;
+    PERFORM 1 FROM vf.leases k WHERE k.project_id = p_project AND k.sale_id = p_sale ORDER BY k.id FOR NO KEY UPDATE;
+    RETURN QUERY
+    SELECT q.number, 'not_burned' FROM unnest(p_numbers) AS q (number)
+     WHERE NOT EXISTS (
+           SELECT 1 FROM vf.leases k
+            WHERE k.project_id = p_project AND k.sale_id = p_sale AND k.state = 'settled'
+              AND q.number BETWEEN k.seq_base + 1 AND k.seq_base + k.open_to
+              AND NOT EXISTS (SELECT 1 FROM vf.redemptions r
+                               WHERE r.lease_id = k.id AND r.seq = q.number - k.seq_base))
+     ORDER BY q.number;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    FOR l IN SELECT k.id, k.seq_base, k.open_to FROM vf.leases k
+              WHERE k.project_id = p_project AND k.sale_id = p_sale AND k.state = 'settled'
+    LOOP
+        INSERT INTO vf.released_numbers (project_id, lease_id, seq)
+        SELECT p_project, l.id, q.number - l.seq_base FROM (SELECT DISTINCT x.number FROM unnest(p_numbers) AS x (number)) q
+         WHERE q.number BETWEEN l.seq_base + 1 AND l.seq_base + l.open_to
+            ON CONFLICT DO NOTHING;
+        GET DIAGNOSTICS v_now = ROW_COUNT;
+        UPDATE vf.leases k SET burned = k.burned - v_now, released = k.released + v_now
+         WHERE k.project_id = p_project AND k.id = l.id;
+        UPDATE vf.campaigns k SET leased_count = k.leased_count - v_now
+         WHERE k.project_id = p_project AND k.id = v.campaign_id;
+        UPDATE vf.vouchers k SET leased_count = k.leased_count - v_now, crowd_version = k.crowd_version + 1
+         WHERE k.project_id = p_project AND k.id = v.id;
+        UPDATE vf.flash_sales k
+           SET leased_count = k.leased_count - v_now, burned_count = k.burned_count - v_now,
+               updated_at = clock_timestamp()
+         WHERE k.project_id = p_project AND k.id = p_sale;
+        IF v_now > 0 THEN
+            INSERT INTO vf.outbox (project_id, event, subject, data)
+            VALUES (p_project, 'flash_sale.released', p_sale, jsonb_build_object('lease', l.id, 'count', v_now));
+        END IF;
+    END LOOP;
+    RETURN QUERY SELECT DISTINCT q.number, 'released' FROM unnest(p_numbers) AS q (number) ORDER BY q.number;
 END $$;
 
 INSERT INTO vf.history (lineage) VALUES (vf.lineage());

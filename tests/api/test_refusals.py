@@ -48,6 +48,26 @@ def test_a_sale_that_is_not_open_is_not_paused_and_one_that_is_over_stays_so(
     assert client.get(f"/v1/flash-sales/{sale}").json()["status"] in ("closed", "settled")
 
 
+def test_a_number_that_is_not_written_off_is_not_released(client: httpx.Client) -> None:
+    sale = made_sale(client, "fast")
+    assert client.post(f"/v1/flash-sales/{sale}/open").status_code == 200
+    claim = {"customer_id": "c", "order_value": 10}
+    assert client.post(f"/v1/flash-sales/{sale}/claim", json=claim).json()["seq"] == 1
+
+    told = refused(
+        client.post(f"/v1/flash-sales/{sale}/release", json={"numbers": [3, 1]}), "not_written_off"
+    )
+
+    assert told["numbers"] == [1, 3]
+    assert client.get(f"/v1/flash-sales/{sale}").json()["remaining"] == 2
+    listed = client.get(f"/v1/flash-sales/{sale}/written-off?limit=5&starting_after=1")
+    assert listed.json() == {"data": [], "has_more": False}
+    for body in ({"numbers": []}, {"numbers": [0]}, {"numbers": [1.5]}, {"number": [1]}):
+        answer = client.post(f"/v1/flash-sales/{sale}/release", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid"), body
+    assert client.get(f"/v1/flash-sales/{sale}/written-off?starting_after=x").status_code == 400
+
+
 @contextmanager
 def without_fsync(api: Api) -> Iterator[None]:
     with redis.Redis.from_url(api.settings.redis_url) as server:

@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 
-from core import receipts, verify, worker
+from core import receipts, releases, verify, worker
 from core.errors import Invalid, NotFound, Refusal
 from core.local import Servers
 from core.receipts import Presented, Signer
@@ -128,6 +129,59 @@ async def test_a_receipt_of_a_key_that_is_taken_in_the_ledger_is_withdrawn_from_
     assert outcome(await claim_until_answered(home, sale, 7, key="fresh")) == "won"
     assert outcome(await home.claim(sale, "c7", key="more")) == "customer_limit_reached"
     await home.until("select count(*) from vf.redemptions", 6)
+
+
+async def release(home: House, sale: Any, *numbers: int) -> Any:
+    asked = releases.Release(numbers=list(numbers))
+    desk = home.doors.desk
+    return await releases.release(desk.database, desk.leases, home.caller, sale, asked)
+
+
+async def test_a_released_number_is_sold_once_more_and_its_receipt_is_void(
+    home: House, own_valkey: Servers, data_dir: Path
+) -> None:
+    sale, wins = await lost_sale(home, own_valkey, data_dir)
+    async with home.services.database.transaction(home.project_id, reads_only=True) as conn:
+        lost = await releases.page(conn, home.caller, sale, None, 100)
+    assert [one.number for one in lost] == [6, 7, 8, 9, 10]
+    # 5 is sold, 11 was returned, 21 is no number: all or none.
+    refused = await release(home, sale, 7, 5, 11, 21)
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.extra) == ("not_written_off", {"numbers": [5, 11, 21]})
+    assert await home.value("select sum(burned) from vf.leases") == 5
+    kept, also_kept = told(home, wins[6]), told(home, wins[8])
+    assert isinstance(await present(home, also_kept, "k8"), Redemption)
+    refused = await release(home, sale, 7, 9)
+    assert isinstance(refused, Refusal), "a number whose receipt was presented is sold"
+
+    assert (await release(home, sale, 7, 8)).released == [7, 8]
+    assert (await release(home, sale, 8, 7, 7)).released == [7, 8], "asked again, it is the same"
+
+    void = await present(home, kept, "k6")
+    assert isinstance(void, Refusal)
+    assert void.code == "receipt_void"
+    shown = await home.shown(sale)
+    assert (shown.claimed, shown.written_off, shown.stock) == (6, 2, 20)
+    # The two units are sold again, and not one more: 20 less the 2 that stay written off.
+    rest = [await claim_until_answered(home, sale, n) for n in range(10, 30)]
+    assert [outcome(a) for a in rest].count("won") == 12
+    await home.until("select count(*) from vf.redemptions", 18)
+    assert await verify.run(home.settings) == 0
+
+
+async def test_no_hand_can_write_a_win_at_a_released_number(
+    home: House, own_valkey: Servers, data_dir: Path
+) -> None:
+    sale, _ = await lost_sale(home, own_valkey, data_dir)
+    await release(home, sale, 7)
+    with pytest.raises(asyncpg.ForeignKeyViolationError) as refused:
+        await home.owner.execute(
+            "INSERT INTO vf.redemptions SELECT (jsonb_populate_record(r, jsonb_build_object('seq', "
+            "7, 'id', gen_random_uuid(), 'idempotency_key', 'late'))).* FROM vf.redemptions r "
+            "WHERE r.seq = 1"
+        )
+    assert refused.value.constraint_name == "redemptions_released"
+    assert await home.value("select count(*) from vf.redemptions") == 5
 
 
 async def test_only_what_was_signed_here_is_believed(

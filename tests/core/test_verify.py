@@ -188,6 +188,11 @@ FRAUDS: dict[str, tuple[str, set[str], str]] = {
         {"I1"},
         "a lease's numbers end at open_to",
     ),
+    "a unit that was released without its number": (
+        "update vf.leases set burned = burned - 1, released = released + 1 where id = '{settled}'",
+        {"I1", "I6"},
+        "a released unit has its number",
+    ),
     "a redemption of no lease": (
         "alter table vf.redemptions disable trigger redemptions_stay;"
         "update vf.redemptions set lease_id = gen_random_uuid()"

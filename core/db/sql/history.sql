@@ -52,7 +52,8 @@ SELECT l.sale_id, s.name, l.settled_at, l.fence_reason, l.burned,
                    FROM (SELECT l.seq_base + k.seq + 1 AS first, l.seq_base + k.next - 1 AS last
                            FROM (SELECT x.seq, lead(x.seq, 1, l.open_to + 1) OVER (ORDER BY x.seq) AS next
                                    FROM (SELECT 0::bigint AS seq UNION ALL
-                                         SELECT r.seq FROM vf.redemptions r WHERE r.lease_id = l.id) x) k
+                                         SELECT r.seq FROM vf.redemptions r WHERE r.lease_id = l.id UNION ALL
+                                         SELECT r.seq FROM vf.released_numbers r WHERE r.lease_id = l.id) x) k
                           WHERE k.next > k.seq + 1) g), '') AS numbers
   FROM vf.leases l JOIN vf.flash_sales s ON s.project_id = l.project_id AND s.id = l.sale_id
  WHERE l.state = 'settled' AND l.fence_reason IS NOT NULL AND l.settled_at > @since

@@ -31,7 +31,7 @@ SELECT (SELECT count(*) FROM vf.vouchers k WHERE @project::uuid IS NULL OR k.pro
 
 -- name: counts :many
 -- Operator: I1, I6 and I9 in one pass over the ledger: every counter, limit and number range against the rows
--- themselves. A lease holds its size while it is out and open_to once settled, less what was rolled back.
+-- themselves. A lease holds its size while it is out and open_to once settled, less what was released or rolled back.
 WITH ledger AS MATERIALIZED (
     SELECT k.project_id, k.lease_id, k.voucher_id, k.campaign_id, k.sale_id, k.granted_size IS NULL AS is_direct,
            count(*) AS row_count, count(*) FILTER (WHERE k.status = 'redeemed') AS live_count,
@@ -58,8 +58,11 @@ WITH ledger AS MATERIALIZED (
 ), lease AS MATERIALIZED (
     SELECT l.*, coalesce(w.row_count, 0) AS row_count, coalesce(w.seq_max, 0) AS seq_max,
            coalesce(w.above_grant, 0) AS above_grant,
-           CASE WHEN l.state = 'settled' THEN l.open_to ELSE l.size END
+           CASE WHEN l.state = 'settled' THEN l.open_to - l.released ELSE l.size END
                - coalesce(w.row_count - w.live_count, 0) AS unit_count,
+           (SELECT count(*) FROM vf.released_numbers x WHERE x.lease_id = l.id) AS released_rows,
+           (SELECT count(*) FROM vf.released_numbers x JOIN vf.redemptions r ON r.lease_id = x.lease_id AND r.seq = x.seq
+             WHERE x.lease_id = l.id) AS released_wins,
            coalesce((SELECT max(g.size) FROM vf.lease_grants g
                       WHERE g.lease_id = l.id AND g.project_id = l.project_id), 0) AS granted_max,
            p.accounted, p.read_count, p.inserted_count, p.replayed_count, p.same_key_count, p.quarantined_count,
@@ -170,8 +173,15 @@ WITH ledger AS MATERIALIZED (
     SELECT 'I6', 'no row is above accounted', k.project_id, 'lease', k.id, k.accounted, k.seq_max
       FROM lease k WHERE k.state <> 'settled' AND k.seq_max > k.accounted
     UNION ALL
-    SELECT 'I6', 'a settled lease''s holes are burned', k.project_id, 'lease', k.id, k.open_to - k.row_count, k.burned
-      FROM lease k WHERE k.state = 'settled' AND k.burned <> k.open_to - k.row_count
+    SELECT 'I6', 'a settled lease''s holes are burned or released', k.project_id, 'lease', k.id,
+           k.open_to - k.row_count, k.burned + k.released
+      FROM lease k WHERE k.state = 'settled' AND k.burned + k.released <> k.open_to - k.row_count
+    UNION ALL
+    SELECT 'I6', 'a released unit has its number', k.project_id, 'lease', k.id, k.released_rows, k.released
+      FROM lease k WHERE k.released <> k.released_rows
+    UNION ALL
+    SELECT 'I6', 'a released number is no redemption', k.project_id, 'lease', k.id, 0, k.released_wins
+      FROM lease k WHERE k.released_wins > 0
     UNION ALL
     SELECT 'I6', 'a settled lease returned what is above open_to', k.project_id, 'lease', k.id,
            k.size - k.open_to, k.returned FROM lease k WHERE k.state = 'settled' AND k.returned <> k.size - k.open_to
