@@ -13,7 +13,7 @@ the way in
   lifespan        what a worker holds open
 
 what handlers share
-  auth            the API key of a request
+  auth            the API key of a request, or the session of a person
   bodies          the one gate for JSON bodies
   idempotency     the Idempotency-Key of a write
   pagination      lists: limit, cursor, filters
@@ -38,6 +38,7 @@ the nouns
   referral_programs  /v1/referral-programs
   referrals       /v1/referrals
   api_keys        /v1/api-keys
+  people          /v1/auth
   analytics       /v1/analytics
   health          /healthz and /readyz
   docs            /openapi.json and /docs

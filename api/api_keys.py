@@ -36,11 +36,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
-    """The calling key and the list of all."""
+    """The calling key, which a person who is logged in does not have, and the list of all."""
 
-    key: str
-    type: Kind
-    id: str
+    key: str | None
+    type: Kind | None
+    id: str | None
     data: list[Key]
     has_more: bool
 
@@ -65,13 +65,15 @@ async def page(request: Req) -> Response[bytes]:
     asked = pagination.asked(request, "key")
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        own = await api_keys.get(conn, caller, ids.format_id("key", caller.key_id))
+        own = None
+        if caller.key_id is not None:
+            own = shown(await api_keys.get(conn, caller, caller.actor))
         rows = await api_keys.page(conn, caller, after=asked.after, limit=asked.limit + 1)
     listed = pagination.listed([shown(row) for row in rows], asked)
+    key, kind, key_id = (own.key, own.type, own.id) if own else (None, None, None)
     return answers.ok(
-        Keys(key=own.hint, type=own.kind, id=ids.format_id("key", own.id),
-             data=listed.data, has_more=listed.has_more)
-    )  # fmt: skip
+        Keys(key=key, type=kind, id=key_id, data=listed.data, has_more=listed.has_more)
+    )
 
 
 @post(

@@ -1,15 +1,29 @@
-"""Who is calling: the API key of the `Authorization` header."""
+"""Who is calling: the API key of the `Authorization` header, or the session of a person's cookie.
+
+A session names its project by the header `VauchFlow-Project`. A browser sends cookies along with
+whatever page asks, so a write with one needs the session's own `X-CSRF-Token`, too.
+"""
 
 from typing import Any, Final
 
 from litestar import Request
 
 from api.lifespan import Services
+from core import ids, sessions
 from core.api_keys import Caller
-from core.errors import Forbidden, Unauthenticated
+from core.errors import Forbidden, Invalid, InvalidCsrfToken, Unauthenticated
+from core.sessions import Session, Visitor
 
 # A key has 55 characters; a header far longer is not one and is not looked at.
 _HEADER_LENGTH_MAX: Final = 512
+# With this prefix a browser keeps a cookie to this very host, and to https.
+_COOKIE: Final = "vauchflow_session"
+_COOKIE_OF_HTTPS: Final = "__Host-vauchflow_session"
+# A browser sends what several sites on one host have set; the largest jars have 8 kB.
+_COOKIES_LENGTH_MAX: Final = 16_384
+
+PROJECT: Final = "VauchFlow-Project"
+CSRF: Final = "X-CSRF-Token"
 
 
 def token_of(authorization: bytes | None) -> bytes:
@@ -35,19 +49,109 @@ async def caller_of(services: Services, authorization: bytes | None) -> Caller:
 
 
 def require_secret(caller: Caller) -> Caller:
-    """Let only server-side keys pass. Raises: Forbidden."""
+    """Let only server-side keys and people pass. Raises: Forbidden."""
     if not caller.is_secret:
         raise Forbidden("This needs a secret key (vf_sk_…); yours is for browsers.")
     return caller
 
 
 async def any_caller(request: Request[Any, Any, Any]) -> Caller:
-    """Return who calls, also with a browser's key. Raises: Unauthenticated, Unavailable."""
+    """Return who calls, also with a browser's key or a person's session.
+
+    Raises: Unauthenticated, Forbidden, InvalidCsrfToken, Invalid, NotFound, Unavailable.
+    """
     services: Services = request.app.state.services
-    header = next((v for k, v in request.scope["headers"] if k == b"authorization"), None)
-    return await caller_of(services, header)
+    authorization = _header(request, b"authorization")
+    if authorization is None and session_token(request) is not None:
+        return await _person(request)
+    return await caller_of(services, authorization)
 
 
 async def secret_caller(request: Request[Any, Any, Any]) -> Caller:
-    """Return who calls with a secret key. Raises: Forbidden, Unauthenticated, Unavailable."""
+    """Return who calls with a secret key or a session. Raises: as `any_caller`, Forbidden."""
     return require_secret(await any_caller(request))
+
+
+async def session_of(request: Request[Any, Any, Any]) -> Session:
+    """Return the session of the request's cookie; a write shows that it comes from its own pages.
+
+    Raises: Unauthenticated, InvalidCsrfToken, Unavailable.
+    """
+    services: Services = request.app.state.services
+    token = session_token(request)
+    if token is None:
+        raise Unauthenticated("Nobody is logged in here.", code="invalid_session")
+    secret = services.settings.secret
+    session = await sessions.find(services.database, token, secret=secret)
+    if request.method != "GET":
+        check_same_site(request)
+        given = _header(request, CSRF.lower().encode()) or b""
+        sessions.check_csrf(token, given.decode("latin-1"), secret=secret)
+    return session
+
+
+async def _person(request: Request[Any, Any, Any]) -> Caller:
+    session = await session_of(request)
+    named = _header(request, PROJECT.lower().encode())
+    if named is not None:
+        project_id = ids.parse_id("prj", named.decode("latin-1"))
+    elif len(session.memberships) == 1:
+        project_id = session.memberships[0].project_id
+    else:
+        raise Invalid(f"Say which project in the header {PROJECT}: prj_…", field=PROJECT)
+    if request.method != "GET":
+        sessions.require_writer(session.membership(project_id))
+    return session.caller(project_id)
+
+
+def visitor_of(request: Request[Any, Any, Any]) -> Visitor:
+    """Return what there is to know of whoever asks, logged in or not."""
+    client = request.scope["client"]
+    agent = _header(request, b"user-agent")
+    printable = agent and "".join(filter(str.isprintable, agent.decode("latin-1")))
+    return Visitor(client[0] if client else "", printable or None, session_token(request))
+
+
+def session_token(request: Request[Any, Any, Any]) -> str | None:
+    """Return what the session's cookie holds, None without one."""
+    services: Services = request.app.state.services
+    name = cookie_name(services)
+    for key, value in request.scope["headers"]:
+        if key == b"cookie" and len(value) <= _COOKIES_LENGTH_MAX:
+            for pair in value.decode("latin-1").split(";"):
+                found, _, text = pair.strip().partition("=")
+                if found == name:
+                    return text
+    return None
+
+
+def check_same_site(request: Request[Any, Any, Any]) -> None:
+    """Refuse what another site's page sends; programs that are no browser say nothing of it.
+
+    Raises: InvalidCsrfToken.
+    """
+    if _header(request, b"sec-fetch-site") not in (None, b"same-origin", b"none"):
+        raise InvalidCsrfToken("This may only be asked by a page of this very host.")
+
+
+def cookie_name(services: Services) -> str:
+    """Return the cookie's name, which says to a browser that it is for https where it is."""
+    return _COOKIE_OF_HTTPS if _is_https(services) else _COOKIE
+
+
+def cookie(services: Services, token: str | None) -> str:
+    """Return the value of `Set-Cookie` for a session; None takes it away."""
+    age_s = int(sessions.LIFE.total_seconds()) if token else 0
+    secure = "; Secure" if _is_https(services) else ""
+    return (
+        f"{cookie_name(services)}={token or ''}; Path=/; Max-Age={age_s}; HttpOnly; "
+        f"SameSite=Lax{secure}"
+    )
+
+
+def _is_https(services: Services) -> bool:
+    return services.settings.base_url.startswith("https://")
+
+
+def _header(request: Request[Any, Any, Any], name: bytes) -> bytes | None:
+    return next((v for k, v in request.scope["headers"] if k == name), None)

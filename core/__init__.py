@@ -50,8 +50,10 @@ operations
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, from the ledger
-  lookups         throttling of guesses at secret codes
+  people          who has an account: sign up, log in
+  lookups         throttling of guesses at secret codes and passwords
   tenants         accounts, projects, users
+  sessions        where people are logged in, and what they may do
   api_keys        keys: make, check, cache, revoke
   audit_log       who changed what
 
@@ -62,6 +64,7 @@ floors that know no noun
   hot             Redis: the contract of a flash claim, its backends, and what steers a lease
   seats           a worker's place on its node, and the marks kept there
   shapes          types of request members that several nouns share
+  passwords       argon2id, a few at once
   data_dir        who holds the data directory, and private files in it
   logs            how log lines are written
   processes       child processes that cannot outlive their parent

@@ -50,18 +50,30 @@ _log = structlog.get_logger(__name__)
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks: one key of one project. `exponent` is how many decimals the currency has."""
+    """Who asks of one project: a key, or a person who is logged in (`user_id`; then no key).
+
+    `exponent` is how many decimals the currency has.
+    """
 
     project_id: UUID
-    key_id: UUID
+    key_id: UUID | None
     kind: Kind
     currency: str
     exponent: int
+    user_id: UUID | None = None
 
     @property
     def is_secret(self) -> bool:
         """Whether this is a server-side key, which may do everything in its project."""
         return self.kind == "SECRET"
+
+    @property
+    def actor(self) -> str:
+        """Who asks, as the audit log names them: the public id of a key or of a person."""
+        if self.key_id is not None:
+            return ids.format_id("key", self.key_id)
+        assert self.user_id is not None, "a key or a person"
+        return ids.format_id("usr", self.user_id)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,9 +17,9 @@ async def write(
     *,
     origin: str,
 ) -> None:
-    """Add an entry; the actor is the calling key, `origin` the request id. No secrets in here."""
+    """Add an entry; `origin` is the request id. No secrets in here."""
     await db.run(
         conn, "audit_log.write",
-        project_id=caller.project_id, id=ids.new(), actor=ids.format_id("key", caller.key_id),
+        project_id=caller.project_id, id=ids.new(), actor=caller.actor,
         action=action, target=target, detail=detail, request_id=origin,
     )  # fmt: skip

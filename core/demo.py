@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import api_keys, db, ids, tenants
+from core import api_keys, db, ids, passwords, tenants
 from core.settings import Settings
 
 DEMO_FILE: Final = "demo.json"
@@ -53,7 +53,7 @@ async def _refreshed(conn: db.Connection, settings: Settings, known: Demo | None
     if known is not None and known.project_id == public_id and await _works(conn, settings, known):
         return msgspec.structs.replace(known, base_url=settings.base_url)
     password = secrets.token_urlsafe(PASSWORD_BYTES)
-    await db.run(conn, "demo.set_password", email=EMAIL, password_hash=tenants.hash_of(password))
+    await db.run(conn, "demo.set_password", email=EMAIL, password_hash=passwords.hash_now(password))
     return Demo(
         base_url=settings.base_url,
         secret_key=await tenants.create_first_key(
@@ -71,10 +71,12 @@ async def _refreshed(conn: db.Connection, settings: Settings, known: Demo | None
 async def _create(conn: db.Connection) -> UUID:
     account_id = await tenants.create_account(conn, name="Demo", plan="enterprise")
     # Nobody knows this password; `_refreshed` sets the one that is written down.
-    await tenants.create_user(
+    user_id = await tenants.create_user(
         conn, account_id, email=EMAIL, password=secrets.token_urlsafe(PASSWORD_BYTES)
     )
-    return await tenants.create_project(conn, account_id, name="Demo", currency=CURRENCY)
+    project_id = await tenants.create_project(conn, account_id, name="Demo", currency=CURRENCY)
+    await tenants.add_owner(conn, project_id, user_id)
+    return project_id
 
 
 async def _works(conn: db.Connection, settings: Settings, known: Demo) -> bool:

@@ -69,7 +69,10 @@ FAULTS: Final = _register(
         ("missing_key", "The request carries no API key."),
         ("malformed_key", "The API key has a typing error: its checksum does not fit."),
         ("invalid_key", "The API key is unknown or revoked."),
-        ("forbidden", "This kind of key may not do that."),
+        ("invalid_credentials", "This e-mail and this password do not belong together."),
+        ("invalid_session", "The session has ended; log in again."),
+        ("invalid_csrf_token", "A write with a cookie needs the session's X-CSRF-Token."),
+        ("forbidden", "This kind of key, or this person's role, may not do that."),
         ("not_found", "There is no such object in this project."),
         ("method_not_allowed", "The address exists, but not for this method."),
         ("already_exists", "An object with this code or name is there already."),
@@ -77,7 +80,7 @@ FAULTS: Final = _register(
         ("idempotency_mismatch", "The Idempotency-Key was used with another request before."),
         ("payload_too_large", "The body is larger than this address takes."),
         ("unsupported_media_type", "The body is not JSON."),
-        ("too_many_attempts", "Too many look-ups found nothing; ask again in a minute."),
+        ("too_many_attempts", "Too many attempts failed; try again in a minute."),
         ("overloaded", "The queue is full. Nothing was applied; ask again shortly."),
         ("unavailable", "A server behind this one is away. Nothing was applied; ask again."),
         ("outcome_unknown", "It may have been applied; ask again with the same Idempotency-Key."),
@@ -132,19 +135,29 @@ class Invalid(Fault):
 
 
 class Unauthenticated(Fault):
-    """No usable key. Unknown and revoked keys are told apart by nobody."""
+    """No usable key or session. Unknown and revoked ones are told apart by nobody."""
 
-    def __init__(self, detail: str, *, code: str) -> None:
-        """Take one of missing_key, malformed_key, invalid_key."""
-        assert code in ("missing_key", "malformed_key", "invalid_key"), code
-        super().__init__(detail)
+    def __init__(self, detail: str | None = None, *, code: str) -> None:
+        """Take one of missing_key, malformed_key, invalid_key, invalid_credentials, …_session."""
+        assert code.startswith(("missing_", "malformed_", "invalid_")) and code in FAULTS, code
+        super().__init__(detail or CODES[code])
         self.code = code  # type: ignore[misc]
 
 
 class Forbidden(Fault):
-    """The key is good and may not do this."""
+    """The key or session is good and may not do this."""
 
     code = "forbidden"
+
+
+class InvalidCsrfToken(Fault):
+    """A write came with a session's cookie and without what only the session's own pages know."""
+
+    code = "invalid_csrf_token"
+
+    def __init__(self, detail: str = CODES["invalid_csrf_token"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)
 
 
 class NotFound(Fault):

@@ -7,6 +7,7 @@ are under way at once are counted when they have failed, so as many more than th
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -35,7 +36,7 @@ class Asker(msgspec.Struct, frozen=True):
         """How often each scope may fail in a minute. A shop's server is one address for all."""
         of_address = KEY_FAILURES_MAX if self.caller.is_secret else ADDRESS_FAILURES_MAX
         return {
-            f"key:{self.caller.key_id}": KEY_FAILURES_MAX,
+            self.caller.actor: KEY_FAILURES_MAX,
             f"address:{self.address}": of_address,
         }
 
@@ -54,10 +55,10 @@ class _Failures(msgspec.Struct, frozen=True):
     failure_count: int
 
 
-async def check(conn: db.Connection, caller: Caller, limits: dict[str, int]) -> None:
+async def check(conn: db.Connection, project_id: UUID, limits: dict[str, int]) -> None:
     """Let a look-up pass that has not failed too often in this minute. Raises: TooManyAttempts."""
     found = await db.many(
-        conn, "lookups.failures", _Failures, project_id=caller.project_id, scopes=list(limits)
+        conn, "lookups.failures", _Failures, project_id=project_id, scopes=list(limits)
     )
     if any(row.failure_count >= limits[row.scope] for row in found):
         raise TooManyAttempts()
@@ -70,7 +71,11 @@ async def counted(database: db.Database, asker: Asker) -> AsyncIterator[None]:
         yield
     except UnknownCode as fault:
         scopes = [*asker.limits, *filter(None, [fault.scope])]
-        project_id = asker.caller.project_id
-        async with database.transaction(project_id) as conn:
-            await db.run(conn, "lookups.count", project_id=project_id, scopes=scopes)
+        await count(database, asker.caller.project_id, scopes)
         raise
+
+
+async def count(database: db.Database, project_id: UUID, scopes: list[str]) -> None:
+    """Count a failure in each of its scopes, in a commit of its own."""
+    async with database.transaction(project_id) as conn:
+        await db.run(conn, "lookups.count", project_id=project_id, scopes=scopes)

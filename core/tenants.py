@@ -3,9 +3,7 @@
 from typing import Final
 from uuid import UUID
 
-import argon2
-
-from core import api_keys, db, ids
+from core import api_keys, db, ids, passwords
 from core.errors import Invalid
 from core.rules import money
 
@@ -25,7 +23,7 @@ async def create_user(conn: db.Connection, account_id: UUID, *, email: str, pass
     user_id = ids.new()
     await db.run(
         conn, "tenants.create_user", id=user_id, account_id=account_id, email=email.lower(),
-        password_hash=hash_of(password),
+        password_hash=passwords.hash_now(password),
     )  # fmt: skip
     return user_id
 
@@ -33,15 +31,19 @@ async def create_user(conn: db.Connection, account_id: UUID, *, email: str, pass
 async def create_project(
     conn: db.Connection, account_id: UUID, *, name: str, currency: str, time_zone: str = "UTC"
 ) -> UUID:
-    """Make a project. Raises: Invalid for a currency ISO 4217 does not know."""
-    if money.exponent_of(currency) is None:
-        raise Invalid("currency must be a code of ISO 4217, such as EUR", field="currency")
+    """Make a project that nobody owns yet. Raises: Invalid, as `check_currency`."""
+    check_currency(currency)
     project_id = ids.new()
     await db.run(
         conn, "tenants.create_project", id=project_id, account_id=account_id,
         project_name=name, currency=currency, time_zone=time_zone,
     )  # fmt: skip
     return project_id
+
+
+async def add_owner(conn: db.Connection, project_id: UUID, user_id: UUID) -> None:
+    """Let a user do everything in a project. Idempotent."""
+    await db.run(conn, "tenants.add_owner", project_id=project_id, user_id=user_id)
 
 
 async def create_first_key(
@@ -57,6 +59,7 @@ async def create_first_key(
     return token
 
 
-def hash_of(password: str) -> str:
-    """Return the argon2id hash of a password, with its own salt and parameters."""
-    return argon2.PasswordHasher().hash(password)
+def check_currency(currency: str) -> None:
+    """Raises: Invalid for a currency ISO 4217 does not know."""
+    if money.exponent_of(currency) is None:
+        raise Invalid("currency must be a code of ISO 4217, such as EUR", field="currency")

@@ -330,7 +330,7 @@ async def find_by_code(
     Raises: UnknownCode, for a wrong code and a wrong PIN alike; TooManyAttempts.
     """
     caller = asker.caller
-    await lookups.check(conn, caller, asker.limits)
+    await lookups.check(conn, caller.project_id, asker.limits)
     stored = await db.one(
         conn, "gift_cards.by_digest", Stored, project_id=caller.project_id,
         digest=vault.digest(caller.project_id, normalised(given.code)),
@@ -339,7 +339,7 @@ async def find_by_code(
         raise UnknownCode(_UNKNOWN, field=field)
     if stored.pin_digest is not None:
         scope = f"card:{stored.id}"
-        await lookups.check(conn, caller, {scope: lookups.CARD_FAILURES_MAX})
+        await lookups.check(conn, caller.project_id, {scope: lookups.CARD_FAILURES_MAX})
         found = vault.pin_digest(stored.id, given.pin or "")
         if not hmac.compare_digest(stored.pin_digest, found):
             raise UnknownCode(_UNKNOWN, field=field, scope=scope)

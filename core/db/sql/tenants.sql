@@ -15,3 +15,8 @@ VALUES (@id, @account_id, @email, @password_hash);
 -- Operator: stores a new project of an account.
 INSERT INTO vf.projects (id, account_id, name, currency, time_zone)
 VALUES (@id, @account_id, @project_name, @currency, @time_zone);
+
+-- name: add_owner :exec
+-- Operator: makes a user an owner of a project.
+INSERT INTO vf.memberships (project_id, user_id, role) VALUES (@project_id, @user_id, 'owner')
+    ON CONFLICT (project_id, user_id) DO UPDATE SET role = 'owner';

@@ -1,0 +1,129 @@
+"""/v1/auth"""
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, get, post
+from litestar.response import Response
+
+from api import answers, auth, bodies, metrics
+from api.docs import shape
+from api.lifespan import Services
+from core import ids, people, sessions
+from core.people import LogIn, SignUp
+from core.sessions import Role, Session
+
+Req = Request[Any, Any, Any]
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """A project of a person, and what they may do there."""
+
+    id: str
+    name: str
+    currency: str
+    time_zone: str
+    role: Role
+
+
+class Me(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is logged in. Every write of theirs carries the `X-CSRF-Token`."""
+
+    id: str
+    email: str
+    name: str | None
+    projects: list[Membership]
+    csrf_token: str
+    logged_in_at: datetime
+    expires_at: datetime
+
+
+class LoggedOut(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a session."""
+
+    status: str = "logged_out"
+
+
+def shown(services: Services, token: str, session: Session) -> Me:
+    """Write who is logged in as the API shows it."""
+    return Me(
+        id=ids.format_id("usr", session.user_id),
+        email=session.email,
+        name=session.name,
+        projects=[
+            Membership(
+                id=ids.format_id("prj", one.project_id), name=one.name, currency=one.currency,
+                time_zone=one.time_zone, role=one.role,
+            )
+            for one in session.memberships
+        ],
+        csrf_token=sessions.csrf_token(token, secret=services.settings.secret),
+        logged_in_at=session.created_at,
+        expires_at=session.expires_at,
+    )  # fmt: skip
+
+
+def _welcomed(services: Services, status: int, token: str, session: Session) -> Response[bytes]:
+    return Response(
+        msgspec.json.encode(shown(services, token, session)),
+        status_code=status,
+        media_type="application/json",
+        headers={"Set-Cookie": auth.cookie(services, token)},
+    )
+
+
+@post(
+    "/v1/auth/sign-up",
+    operation_id="auth.sign_up",
+    opt=shape(body=SignUp, answer=Me, status=201),
+)
+async def sign_up(request: Req) -> Response[bytes]:
+    """Make an account with a first project, and log in."""
+    auth.check_same_site(request)
+    _, new = await bodies.received(request, SignUp)
+    services: Services = request.app.state.services
+    token, session = await people.sign_up(
+        services.database, services.settings, new, auth.visitor_of(request),
+        origin=request.scope["state"]["request_id"],
+    )  # fmt: skip
+    metrics.count("person.signed_up")
+    return _welcomed(services, 201, token, session)
+
+
+@post(
+    "/v1/auth/log-in", operation_id="auth.log_in", status_code=200, opt=shape(body=LogIn, answer=Me)
+)
+async def log_in(request: Req) -> Response[bytes]:
+    """Log in; the answer sets the session's cookie."""
+    auth.check_same_site(request)
+    _, given = await bodies.received(request, LogIn)
+    services: Services = request.app.state.services
+    token, session = await people.log_in(
+        services.database, services.settings, given, auth.visitor_of(request)
+    )
+    metrics.count("person.logged_in")
+    return _welcomed(services, 200, token, session)
+
+
+@post("/v1/auth/log-out", operation_id="auth.log_out", status_code=200, opt=shape(answer=LoggedOut))
+async def log_out(request: Req) -> Response[bytes]:
+    """End the session; its cookie is worth nothing from now on."""
+    await bodies.received_nothing(request)
+    services: Services = request.app.state.services
+    await sessions.end(services.database, await auth.session_of(request))
+    answer = answers.ok(LoggedOut())
+    answer.headers["Set-Cookie"] = auth.cookie(services, None)
+    return answer
+
+
+@get("/v1/auth/me", operation_id="auth.me", opt=shape(answer=Me))
+async def me(request: Req) -> Response[bytes]:
+    """Return who is logged in, and their projects."""
+    session = await auth.session_of(request)
+    token = auth.session_token(request)
+    assert token is not None
+    return answers.ok(shown(request.app.state.services, token, session))
+
+
+ROUTES: Final = [sign_up, log_in, log_out, me]

@@ -1,0 +1,17 @@
+-- Sessions: where people are logged in.
+
+-- name: open :exec
+-- Stores a new session and ends the one it replaces.
+SELECT vf.open_session(@id, @user_id, @digest, @replaces, @address, @agent, @life);
+
+-- name: use :one
+-- The session with this digest and whose it is; nothing where it has ended.
+SELECT session_id, user_id, email, name, created_at, expires_at FROM vf.use_session(@digest, @idle);
+
+-- name: projects :many
+-- A person's projects and their role in each.
+SELECT project_id, name, currency, time_zone, role FROM vf.projects_of(@user_id);
+
+-- name: end :one
+-- Ends one session of a person, or all but one; whether it ended any.
+SELECT vf.end_sessions(@user_id, @one, @but);
