@@ -1,6 +1,7 @@
 """/v1/api-keys"""
 
-from datetime import datetime
+import re
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -11,16 +12,44 @@ from api import answers, auth, bodies, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import api_keys, ids
-from core.api_keys import ApiKey, Kind
+from core.api_keys import OVERLAP_S, ApiKey, Kind
+from core.errors import Invalid
 
 Req = Request[Any, Any, Any]
 
+SCOPES_MAX: Final = 100
+# A shop has some domains, each perhaps twice.
+ORIGINS_MAX: Final = 50
+# Ten years: a key that lives longer may as well have no end.
+DAYS_MAX: Final = 3_650
+# A month: who needs longer to replace a key has forgotten it.
+OVERLAP_S_MAX: Final = 30 * 86_400
+# As browsers write it: no path, no default port, lower case.
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.\-\[\]:]{1,253}\Z", re.ASCII)
+
+Scope = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Origin = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+
 
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a key is made from."""
+    """What a key is made from.
+
+    `scopes`: such as `vouchers:read` or `*:read`; left out, everything (an agent must name them).
+    `origins`: the pages a publishable key works on, such as `https://shop.example`; none: any.
+    `expires_in_days`: left out, never; an agent's ends after 7 days, and after 90 at most.
+    """
 
     type: Kind
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] | None = None
+    scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=SCOPES_MAX)] | None = None
+    origins: Annotated[list[Origin], msgspec.Meta(max_length=ORIGINS_MAX)] = []
+    expires_in_days: Annotated[int, msgspec.Meta(ge=1, le=DAYS_MAX)] | None = None
+
+
+class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a key is replaced: for `overlap_s` both work."""
+
+    overlap_s: Annotated[int, msgspec.Meta(ge=0, le=OVERLAP_S_MAX)] = OVERLAP_S
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,9 +59,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     type: Kind
     name: str | None
+    last4: str
     status: str
+    scopes: list[str] | None
+    origins: list[str]
     created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
+    rotated_to: str | None
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,10 +87,37 @@ def shown(key: ApiKey, token: str | None = None) -> Key:
         key=token or key.hint,
         type=key.kind,
         name=key.name,
-        status="active" if key.revoked_at is None else "revoked",
+        last4=key.hint[-4:],
+        status=key.status,
+        scopes=key.scopes,
+        origins=key.origins,
         created_at=key.created_at,
+        expires_at=key.expires_at,
         revoked_at=key.revoked_at,
+        last_used_at=key.last_used_at,
+        rotated_to=ids.format_id("key", key.rotated_to) if key.rotated_to else None,
     )
+
+
+def _checked(request: Req, new: NewKey) -> api_keys.NewKey:
+    """Hold scopes against those there are, and origins against how browsers write them."""
+    there_are: frozenset[str] = request.app.state.scopes
+    for scope in new.scopes or []:
+        if scope not in there_are:
+            raise Invalid(
+                f"There is no scope {scope}; there are: {', '.join(sorted(there_are))}",
+                field="scopes",
+            )
+    for origin in new.origins:
+        if not _ORIGIN.match(origin):
+            raise Invalid(
+                "An origin reads like https://shop.example: lower case, no path", field="origins"
+            )
+    days = new.expires_in_days
+    return api_keys.NewKey(
+        kind=new.type, name=new.name, scopes=new.scopes and sorted(set(new.scopes)),
+        origins=sorted(set(new.origins)), lifetime=timedelta(days=days) if days else None,
+    )  # fmt: skip
 
 
 @get("/v1/api-keys", operation_id="api_keys.list", opt=shape(answer=Keys))
@@ -87,7 +149,7 @@ async def create(request: Req) -> Response[bytes]:
     async with idempotency.write(request, caller, raw) as work:
         if not work.is_done:
             key, token = await api_keys.create(
-                work.conn, caller, new.type, new.name, secret=services.settings.secret,
+                work.conn, caller, _checked(request, new), secret=services.settings.secret,
                 origin=request.scope["state"]["request_id"],
             )  # fmt: skip
             work.answer(201, shown(key, token), kept=shown(key))
@@ -102,6 +164,27 @@ async def show(request: Req, id: str) -> Response[bytes]:
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
         return answers.ok(shown(await api_keys.get(conn, caller, id)))
+
+
+@post(
+    "/v1/api-keys/{id:str}/rotate",
+    operation_id="api_keys.rotate",
+    opt=shape(body=Rotation, answer=Key, status=201),
+)
+async def rotate(request: Req, id: str) -> Response[bytes]:
+    """Replace a key: a new one with the same rights, and for a while both work."""
+    caller = await auth.secret_caller(request)
+    raw, asked = await bodies.received(request, Rotation, is_optional=True)
+    services: Services = request.app.state.services
+    async with idempotency.write(request, caller, raw) as work:
+        if not work.is_done:
+            key, token = await api_keys.rotate(
+                work.conn, caller, id, timedelta(seconds=asked.overlap_s),
+                secret=services.settings.secret, origin=request.scope["state"]["request_id"],
+            )  # fmt: skip
+            work.answer(201, shown(key, token), kept=shown(key))
+            metrics.count("api_key.rotated")
+    return work.response()
 
 
 @delete(
@@ -121,4 +204,4 @@ async def revoke(request: Req, id: str) -> Response[bytes]:
     return work.response()
 
 
-ROUTES: Final = [page, create, show, revoke]
+ROUTES: Final = [page, create, show, rotate, revoke]

@@ -17,6 +17,7 @@ from litestar.response import Response
 from api import (
     analytics,
     api_keys,
+    auth,
     batches,
     campaigns,
     customers,
@@ -82,13 +83,23 @@ def create(settings: Settings, entrance: Entrance) -> Front:
     described = msgspec.json.encode(docs.describe(ROUTES, settings.base_url))
     app = Litestar(
         route_handlers=ROUTES,
-        state=State({"services": services, "openapi": described}),
+        state=State({"services": services, "openapi": described, "scopes": _scopes()}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=_LITESTAR_BODY_BYTES_MAX,
         exception_handlers={Exception: _answer_error},
     )
     return Front(app, services, _allowed_methods(), entrance)
+
+
+def _scopes() -> frozenset[str]:
+    """Return every scope a key can have: those that operations need, and all of one kind."""
+    needed = {auth.REDEEM_SCOPE, "*:read", "*:write"}
+    for route in ROUTES:
+        if "shape" in route.opt:
+            for method in route.http_methods - {"OPTIONS"}:
+                needed.add(auth.scope_of(str(route.operation_id), method))
+    return frozenset(needed)
 
 
 def _allowed_methods() -> dict[str, bytes]:

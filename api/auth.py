@@ -1,17 +1,28 @@
-"""Who is calling: the API key of the `Authorization` header, or the session of a person's cookie.
+"""Who is calling, and whether they may: an API key, or the session of a person's cookie.
 
 A session names its project by the header `VauchFlow-Project`. A browser sends cookies along with
 whatever page asks, so a write with one needs the session's own `X-CSRF-Token`, too.
+
+Every operation needs the scope of its noun, `vouchers:read` for GET and what changes nothing,
+`vouchers:write` for the rest; a key without scopes has all of them.
 """
 
 from typing import Any, Final
 
 from litestar import Request
+from litestar.handlers import BaseRouteHandler
 
 from api.lifespan import Services
 from core import ids, sessions
 from core.api_keys import Caller
-from core.errors import Forbidden, Invalid, InvalidCsrfToken, Unauthenticated
+from core.errors import (
+    Forbidden,
+    Invalid,
+    InvalidCsrfToken,
+    MissingScope,
+    OriginNotAllowed,
+    Unauthenticated,
+)
 from core.sessions import Session, Visitor
 
 # A key has 55 characters; a header far longer is not one and is not looked at.
@@ -24,6 +35,22 @@ _COOKIES_LENGTH_MAX: Final = 16_384
 
 PROJECT: Final = "VauchFlow-Project"
 CSRF: Final = "X-CSRF-Token"
+
+# What is asked by POST and changes nothing.
+_READS: Final = frozenset(
+    {"vouchers.validate", "validations.create", "qualifications.create", "gift_cards.lookup"}
+)
+# Redeeming is one thing, whichever address it goes to.
+REDEEM_SCOPE: Final = "redemptions:write"
+_REDEEMS: Final = frozenset({"vouchers.redeem", "flash_sales.claim", "vouchers.rollback"})
+
+
+def scope_of(operation_id: str, method: str) -> str:
+    """Return the scope that an operation needs."""
+    if operation_id in _REDEEMS:
+        return REDEEM_SCOPE
+    is_read = method in ("GET", "HEAD") or operation_id in _READS
+    return f"{operation_id.partition('.')[0]}:{'read' if is_read else 'write'}"
 
 
 def token_of(authorization: bytes | None) -> bytes:
@@ -55,20 +82,39 @@ def require_secret(caller: Caller) -> Caller:
     return caller
 
 
+def require_scope(caller: Caller, scope: str) -> Caller:
+    """Let only keys with a scope pass. Raises: MissingScope."""
+    if not caller.may(scope):
+        raise MissingScope(scope)
+    return caller
+
+
+def require_origin(caller: Caller, origin: bytes | None) -> Caller:
+    """Let a browser's key pass on the pages it was made for. Raises: OriginNotAllowed."""
+    if caller.origins and (origin or b"").decode("latin-1") not in caller.origins:
+        raise OriginNotAllowed
+    return caller
+
+
 async def any_caller(request: Request[Any, Any, Any]) -> Caller:
     """Return who calls, also with a browser's key or a person's session.
 
-    Raises: Unauthenticated, Forbidden, InvalidCsrfToken, Invalid, NotFound, Unavailable.
+    Raises: Unauthenticated, Forbidden, MissingScope, OriginNotAllowed, InvalidCsrfToken, Invalid,
+    NotFound, Unavailable.
     """
     services: Services = request.app.state.services
     authorization = _header(request, b"authorization")
     if authorization is None and session_token(request) is not None:
         return await _person(request)
-    return await caller_of(services, authorization)
+    caller = await caller_of(services, authorization)
+    if caller.scopes is not None:
+        route: BaseRouteHandler = request.route_handler
+        require_scope(caller, scope_of(str(getattr(route, "operation_id", "")), request.method))
+    return require_origin(caller, _header(request, b"origin")) if caller.origins else caller
 
 
 async def secret_caller(request: Request[Any, Any, Any]) -> Caller:
-    """Return who calls with a secret key or a session. Raises: as `any_caller`, Forbidden."""
+    """Return who calls with a server-side key or a session. Raises: as `any_caller`, Forbidden."""
     return require_secret(await any_caller(request))
 
 

@@ -17,6 +17,7 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Response
 
+from api.auth import scope_of
 from api.errors import Problem, status_of
 from core.errors import CODES
 
@@ -128,7 +129,11 @@ def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
         "components": {
             "schemas": dict(sorted(components.items())),
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "bearerFormat": "vf_sk_… or vf_pk_…"}
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "vf_sk_…, vf_ak_… or vf_pk_…",
+                }
             },
         },
     }
@@ -190,8 +195,9 @@ def _operation(hot: Hot, schema_of: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
+    operation["description"] = f"Scope: `{scope_of(hot.operation_id, hot.method)}`."
     if hot.shape.for_browsers:
-        operation["description"] = "May be called from a browser, with a publishable key."
+        operation["description"] += " May be called from a browser, with a publishable key."
     if hot.shape.body is not None:
         operation["requestBody"] = {
             "required": True,

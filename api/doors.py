@@ -17,16 +17,30 @@ from msgspec import json
 from redis.asyncio import Redis
 
 from api import bodies, metrics
-from api.auth import caller_of, require_secret
+from api.auth import (
+    REDEEM_SCOPE,
+    caller_of,
+    require_origin,
+    require_scope,
+    require_secret,
+)
 from api.errors import Answer
 from api.front import JSON, JSON_PAIR, PROBLEM_PAIR, PROCESS_LENGTH, STRICT_PAIRS
 from api.idempotency import key_of
 from api.lifespan import Entrance, HotCall, Services
-from core import ids, redemptions
+from core import customer_tokens, ids, redemptions
 from core.api_keys import Caller
 from core.crowds import Crowds
 from core.db import STATEMENT_CACHE_SIZE, Database
-from core.errors import Fault, NotFound, OutcomeUnknown, Refusal, Unavailable
+from core.errors import (
+    Fault,
+    Forbidden,
+    InvalidCustomerToken,
+    NotFound,
+    OutcomeUnknown,
+    Refusal,
+    Unavailable,
+)
 from core.flash_sales import SaleDesk
 from core.hot import ClaimBackend
 from core.hot.nodes import connect, is_cluster
@@ -37,7 +51,7 @@ from core.live_leases import LeaseKeeper, LiveLease
 from core.plain_redeems import PlainRedeems
 from core.redeemer import CLAIM_WAIT_MS, Redeemer
 from core.redemptions import NewRedemption, Redemption
-from core.rules import codes
+from core.rules import codes, money
 from core.seats import Seat
 from core.shared_commits import FLIGHTS_MAX, SharedCommits
 from core.terms import TermsCache
@@ -51,6 +65,8 @@ REDIS_TIMEOUT_S: Final = 2.0
 # Plain redeems that wait for a commit, in one process: a tenth of a second of work. Who would wait
 # longer is better told at once.
 PLAIN_QUEUE_MAX: Final = 1_024
+# Sales that browsers claim from; what is forgotten is read again.
+BROWSER_SALES_MAX: Final = 1_000
 # How late a counter may be that the compiled doors keep: less than any scrape's interval.
 FLUSH_S: Final = 1.0
 
@@ -82,6 +98,8 @@ class Doors:
         self._plain: PlainRedeems
         self._flushing: asyncio.TimerHandle
         self._listener: Listener | None = None
+        # Of a sale that was opened: whether a browser's claim needs a token. It is frozen then.
+        self._needs_token: dict[UUID, bool] = {}
         self.redis: Redis
         self.desk: SaleDesk
 
@@ -217,10 +235,12 @@ class Doors:
 
     async def claim(self, call: HotCall) -> Answer:
         """Answer POST /v1/flash-sales/{id}/claim."""
-        caller, new, key = await self._read(call)
+        caller, new, key = await self._read(call, for_browsers=True)
         sale_id = _parsed_id("fls", call.name)
         if sale_id is None:
             raise NotFound("There is no flash sale with this id.")
+        if not caller.is_secret:
+            await self._let_in(caller, sale_id, new)
         answered = await self._redeemer.claim(caller, sale_id, new, key)
         self._learn(call, caller, sale_id)
         return self._answer(answered, call)
@@ -228,7 +248,7 @@ class Doors:
     def _learn(self, call: HotCall, caller: Caller, sale_id: UUID | None) -> None:
         """Teach the compiled doors what this request has found out."""
         scheme, token = (call.authorization or b"")[:7], (call.authorization or b"")[7:]
-        if scheme != b"Bearer " or self._door.knows(call.path, token):
+        if scheme != b"Bearer " or not caller.is_secret or self._door.knows(call.path, token):
             return
         # Looked up and taught in one step of the loop, where keys are forgotten, too.
         if self._services.keys.peek(token) is not caller:
@@ -261,8 +281,39 @@ class Doors:
         self.flush_metrics()
         self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, self._flush_soon)
 
-    async def _read(self, call: HotCall) -> tuple[Caller, NewRedemption, str | None]:
-        caller = require_secret(await caller_of(self._services, call.authorization))
+    async def _let_in(self, caller: Caller, sale_id: UUID, new: NewRedemption) -> None:
+        """Let a browser claim where the sale allows it, for whom the shop has signed.
+
+        Raises: Forbidden, InvalidCustomerToken, Invalid, NotFound.
+        """
+        needs_token = self._needs_token.get(sale_id)
+        if needs_token is None:
+            row = await self.desk.glance(caller.project_id, sale_id)
+            if not row.publishable_claims:
+                raise Forbidden("This sale takes no claims from browsers; claim with a secret key.")
+            needs_token = row.per_customer_limit is not None
+            if row.opened_at is not None:
+                if len(self._needs_token) >= BROWSER_SALES_MAX:
+                    self._needs_token.clear()
+                self._needs_token[sale_id] = needs_token
+        if new.customer_token is None:
+            if needs_token:
+                raise InvalidCustomerToken("customer_token is required: this sale is limited")
+            return
+        worth = None
+        if money.is_given(new.order_value):
+            worth = money.parse_amount(new.order_value, caller.currency, field="order_value")
+        secret = customer_tokens.secret_of(self._services.settings.secret, sale_id)
+        customer_tokens.check(new.customer_token, secret, sale_id, new.customer_id, worth)
+
+    async def _read(
+        self, call: HotCall, *, for_browsers: bool = False
+    ) -> tuple[Caller, NewRedemption, str | None]:
+        caller = await caller_of(self._services, call.authorization)
+        if not for_browsers:
+            require_secret(caller)
+        require_scope(caller, REDEEM_SCOPE)
+        require_origin(caller, call.origin)
         bodies.check_media_type(call.content_type)
         return caller, bodies.decode(call.raw, NewRedemption), key_of(call.idempotency_key)
 

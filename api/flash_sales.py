@@ -3,13 +3,14 @@
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from litestar import Request, get, patch, post
 from litestar.response import Response
 
 from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import db, flash_sales, ids, releases
+from core import customer_tokens, db, flash_sales, ids, releases
 from core.api_keys import Caller
 from core.errors import NotFound, Refusal
 from core.flash_sales import FlashSale, FlashSalePatch, NewFlashSale, SaleDesk
@@ -24,9 +25,15 @@ docs.HOT.append(
         "/v1/flash-sales/{id}/claim",
         "flash_sales.claim",
         "Claim one unit of an open sale.",
-        docs.Shape(NewRedemption, Redemption, 200),
+        docs.Shape(NewRedemption, Redemption, 200, for_browsers=True),
     )
 )
+
+
+class ClaimSecret(msgspec.Struct, frozen=True):
+    """What a shop signs a sale's customer tokens with, on its server."""
+
+    secret: str
 
 
 def desk_of(request: Req) -> SaleDesk:
@@ -100,10 +107,14 @@ async def page(request: Req) -> Response[bytes]:
     return answers.ok(pagination.Listed(sales, len(found) > asked.limit))
 
 
-@get("/v1/flash-sales/{sale:str}", operation_id="flash_sales.get", opt=shape(answer=FlashSale))
+@get(
+    "/v1/flash-sales/{sale:str}",
+    operation_id="flash_sales.get",
+    opt=shape(answer=FlashSale, for_browsers=True),
+)
 async def show(request: Req, sale: str) -> Response[bytes]:
     """Return a sale with its stock, what is claimed and settled, and the lag between them."""
-    caller = await auth.secret_caller(request)
+    caller = await auth.any_caller(request)
     return answers.ok(await _shown(request, caller, _id_of(sale)))
 
 
@@ -205,4 +216,31 @@ async def release(request: Req, sale: str) -> Response[bytes]:
     return answers.refused(request, done) if isinstance(done, Refusal) else answers.ok(done)
 
 
-ROUTES: Final = [create, page, show, edit, open_, pause, close, written_off, release]
+@post(
+    "/v1/flash-sales/{sale:str}/claim-secret",
+    operation_id="flash_sales.claim_secret",
+    status_code=200,
+    opt=shape(answer=ClaimSecret),
+)
+async def claim_secret(request: Req, sale: str) -> Response[bytes]:
+    """Return what the shop's server signs this sale's customer tokens with; keep it there."""
+    caller = await auth.secret_caller(request)
+    await bodies.received_nothing(request)
+    row = await desk_of(request).read(caller.project_id, _id_of(sale))
+    services: Services = request.app.state.services
+    secret = customer_tokens.secret_of(services.settings.secret, row.id)
+    return answers.ok(ClaimSecret(secret))
+
+
+ROUTES: Final = [
+    create,
+    page,
+    show,
+    edit,
+    open_,
+    pause,
+    close,
+    claim_secret,
+    written_off,
+    release,
+]

@@ -41,6 +41,24 @@ _CLAIM: Final = "/claim"
 # few hundred requests instead of one in twenty, where it took a twentieth of the process's time.
 GARBAGE_MAX: Final = 20_000
 
+# A page of any origin may ask: what lets it in is its key, which no browser sends by itself.
+CORS_PAIR: Final = ("access-control-allow-origin", "*")
+CORS_PAIRS: Final = (
+    CORS_PAIR,
+    (
+        "access-control-expose-headers",
+        "x-request-id, retry-after, ratelimit, ratelimit-policy, idempotent-replayed",
+    ),
+)
+# What a browser asks before it sends a request with a key; it may keep the answer for two hours.
+PREFLIGHT_PAIRS: Final = (
+    CORS_PAIR,
+    ("access-control-allow-methods", "GET, POST, PUT, PATCH, DELETE"),
+    ("access-control-allow-headers", "authorization, content-type, idempotency-key, x-request-id"),
+    ("access-control-max-age", "7200"),
+)
+_API: Final = "/v1/"
+
 JSON: Final = (b"content-type", b"application/json")
 # API answers are for the caller alone, are never a document, and load nothing.
 STRICT_HEADERS: Final = {
@@ -98,11 +116,22 @@ class Front:
         request_id = headers.get("x-request-id")
         if request_id is None or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._process}{next(self._numbers):012X}"
-        at = _hot_address(scope.path) if scope.method == "POST" else None
-        if at is None:
+        at = _hot_address(scope.path) if scope.method in ("POST", "OPTIONS") else None
+        if scope.method == "OPTIONS" and (at or "access-control-request-method" in headers):
+            self._before(scope.path, at is not None, protocol, request_id)
+        elif at is None:
             await self._warm(scope, protocol, request_id)
         else:
             await self._hot(at, scope.path, headers, protocol, request_id)
+
+    def _before(self, path: str, is_hot: bool, protocol: Any, request_id: str) -> None:
+        """Answer what a browser asks before a request, and what a hot address takes."""
+        sent = [("x-request-id", request_id), *STRICT_PAIRS]
+        if path.startswith(_API):
+            sent += PREFLIGHT_PAIRS
+        if is_hot:
+            sent.append(("allow", "OPTIONS, POST"))
+        _send(protocol, 204, sent, b"")
 
     async def _hot(
         self, at: tuple[str, str], path: str, headers: Any, protocol: Any, request_id: str
@@ -118,10 +147,15 @@ class Front:
                 header(headers, "content-type"),
                 await bodies.receive_body(Body(protocol)),
                 request_id,
+                origin,
             )
             return await self._decide(route, call)
 
-        _send(protocol, *await self._answered(route, request_id, decide()))
+        origin = header(headers, "origin")
+        status, sent, body = await self._answered(route, request_id, decide())
+        if origin is not None:
+            sent += CORS_PAIRS
+        _send(protocol, status, sent, body)
 
     def _word_soon(self, plain: PlainCall) -> None:
         task = asyncio.get_running_loop().create_task(self._word(plain))
@@ -188,6 +222,8 @@ class Front:
                 # Litestar has one answer a handler; the address has several handlers.
                 headers["allow"] = allow.decode()
             headers = {**STRICT_HEADERS, **headers, "x-request-id": request_id}
+            if "origin" in scope.headers and scope.path.startswith(_API):
+                headers.update(CORS_PAIRS)
             _send(protocol, answer.status, list(headers.items()), answer.body)
             elapsed_s = time.perf_counter() - started_s
             metrics.observe(route, answer.status, elapsed_s)

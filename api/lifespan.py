@@ -21,7 +21,7 @@ from core.settings import Settings
 
 
 class HotCall(msgspec.Struct, frozen=True, gc=False):
-    """A request at a hot door: `name` from the address, three headers, and the body whole."""
+    """A request at a hot door: `name` from the address, its headers, and the body whole."""
 
     path: str
     name: str
@@ -30,6 +30,7 @@ class HotCall(msgspec.Struct, frozen=True, gc=False):
     content_type: bytes | None
     raw: bytes
     request_id: str
+    origin: bytes | None = None
 
 
 class Entrance(NamedTuple):

@@ -27,6 +27,7 @@ operations
   quotes          pricing what goes beyond plain terms: order, rules, budgets
   crowds          a sold-out voucher's crowd, answered from Redis
   flash_sales     sales: make, show, open, pause, close, change
+  customer_tokens  what a shop signs so that a browser may claim
   receipts        proof of a fast win, and what becomes of it when Redis lost the win
   releases        what a sale lost, and its release by name
   leases          arm a lease, grow it, let units come back: PostgreSQL first, Redis second

@@ -2,7 +2,8 @@
 
 Only `HMAC-SHA256(secret, key)` is stored. A key's own checksum refuses typing errors without a
 database; a cache answers for every key seen before, and a poll makes revocation true everywhere
-within a second. The cache lives through an outage of PostgreSQL: keys it knows keep working.
+within a second. The cache lives through an outage of PostgreSQL: keys it knows keep working until
+their own end.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 from uuid import UUID
 
@@ -20,14 +21,32 @@ import msgspec
 import structlog
 
 from core import audit_log, db, ids
-from core.errors import Fault, NotFound, Unauthenticated
+from core.errors import (
+    AlreadyExists,
+    Fault,
+    Forbidden,
+    Invalid,
+    MissingScope,
+    NotFound,
+    Unauthenticated,
+)
 from core.rules import money
 
-Kind = Literal["SECRET", "PUBLISHABLE"]
+Kind = Literal["SECRET", "PUBLISHABLE", "AGENT"]
 
-PREFIXES: Final[dict[Kind, str]] = {"SECRET": "vf_sk_", "PUBLISHABLE": "vf_pk_"}
+PREFIXES: Final[dict[Kind, str]] = {
+    "SECRET": "vf_sk_",
+    "PUBLISHABLE": "vf_pk_",
+    "AGENT": "vf_ak_",
+}
 # What an operator gives to a scanner for leaked secrets.
-PATTERN: Final = "vf_[sp]k_[0-9A-Za-z]{49}"
+PATTERN: Final = "vf_[spa]k_[0-9A-Za-z]{49}"
+
+# An agent's key ends by itself: a week if nobody says otherwise, a quarter at most.
+AGENT_DAYS: Final = 7
+AGENT_DAYS_MAX: Final = 90
+# A key that is replaced goes on for a day unless told otherwise: every deployment has had its turn.
+OVERLAP_S: Final = 86_400
 
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # 62^43 is just above 2^256, and 62^6 above 2^32.
@@ -36,12 +55,16 @@ _CHECKSUM_LENGTH: Final = 6
 _TOKEN_LENGTH: Final = 6 + _RANDOM_LENGTH + _CHECKSUM_LENGTH
 _TOKEN_CHARACTERS: Final = frozenset(_BASE62.encode() + b"_")
 
+_PREFIX_BYTES: Final = frozenset(prefix.encode() for prefix in PREFIXES.values())
+
 # About 1 kB each: 10 MB for the keys of ten thousand shops on one node.
 CACHED_MAX: Final = 10_000
 # An unknown key costs the database one look-up a second, however often it is tried.
 UNKNOWN_TTL_S: Final = 1.0
 # Revocation holds everywhere within 1 s: three polls fit, so two may fail.
 POLL_INTERVAL_S: Final = 0.3
+# A key's last use is written so often at most, and so late at most.
+TOUCH_INTERVAL_S: Final = 5.0
 # A revocation may commit this long after the instant it carries: a transaction's longest life
 # (10 s idle) with as much again.
 POLL_OVERLAP: Final = timedelta(seconds=20)
@@ -52,7 +75,8 @@ _log = structlog.get_logger(__name__)
 class Caller(msgspec.Struct, frozen=True):
     """Who asks of one project: a key, or a person who is logged in (`user_id`; then no key).
 
-    `exponent` is how many decimals the currency has.
+    `exponent` is how many decimals the currency has. `scopes`: what the key may do, None for all.
+    `origins`: the pages a browser's key may be used on, none for any.
     """
 
     project_id: UUID
@@ -61,11 +85,14 @@ class Caller(msgspec.Struct, frozen=True):
     currency: str
     exponent: int
     user_id: UUID | None = None
+    scopes: frozenset[str] | None = None
+    origins: frozenset[str] = frozenset()
+    expires_at: datetime | None = None
 
     @property
     def is_secret(self) -> bool:
-        """Whether this is a server-side key, which may do everything in its project."""
-        return self.kind == "SECRET"
+        """Whether this is a server-side key, a shop's or an agent's, rather than a browser's."""
+        return self.kind != "PUBLISHABLE"
 
     @property
     def actor(self) -> str:
@@ -75,16 +102,43 @@ class Caller(msgspec.Struct, frozen=True):
         assert self.user_id is not None, "a key or a person"
         return ids.format_id("usr", self.user_id)
 
+    def may(self, scope: str) -> bool:
+        """Whether the key has a scope such as `vouchers:write`, itself or by `*:write`."""
+        return self.scopes is None or scope in self.scopes or _any_of(scope) in self.scopes
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key is made with. `lifetime`: None for ever."""
+
+    kind: Kind
+    name: str | None = None
+    scopes: list[str] | None = None
+    origins: list[str] = []
+    lifetime: timedelta | None = None
+
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored key; `hint` is all that may be shown of it."""
+    """A stored key; `hint` is all that may be shown of it. `last_used_at` is a minute's."""
 
     id: UUID
     kind: Kind
     name: str | None
     hint: str
+    scopes: list[str] | None
+    origins: list[str]
     created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
+    rotated_to: UUID | None
+
+    @property
+    def status(self) -> Literal["active", "expired", "revoked"]:
+        """Return whether it works at this moment."""
+        if self.revoked_at is not None:
+            return "revoked"
+        is_over = self.expires_at is not None and self.expires_at <= datetime.now(UTC)
+        return "expired" if is_over else "active"
 
 
 def generate(kind: Kind) -> str:
@@ -97,7 +151,7 @@ def is_well_formed(token: bytes) -> bool:
     """Say whether a token has a key's shape and checksum; most typing errors do not."""
     return (
         len(token) == _TOKEN_LENGTH
-        and token[:6] in (b"vf_sk_", b"vf_pk_")
+        and token[:6] in _PREFIX_BYTES
         and _TOKEN_CHARACTERS.issuperset(token)
         and _checksum(token[:-_CHECKSUM_LENGTH]).encode() == token[-_CHECKSUM_LENGTH:]
     )
@@ -114,22 +168,104 @@ def hint_of(token: str) -> str:
 
 
 async def create(
-    conn: db.Connection, caller: Caller, kind: Kind, name: str | None, *, secret: str, origin: str
+    conn: db.Connection, caller: Caller, new: NewKey, *, secret: str, origin: str
 ) -> tuple[ApiKey, str]:
     """Make a key and return it with its full text, which nobody sees again.
 
     `origin` is the request id for the audit log, written in the same transaction.
+    Raises: Invalid; MissingScope or Forbidden, for a key that may do more than the calling one.
     """
-    token = generate(kind)
+    _within(caller, new.kind, new.scopes)
+    key, token = await insert(conn, caller.project_id, new, secret=secret)
+    await audit_log.write(conn, caller, "api_key.created", ids.format_id("key", key.id),
+                          _told(key), origin=origin)  # fmt: skip
+    return key, token
+
+
+async def insert(
+    conn: db.Connection, project_id: UUID, new: NewKey, *, secret: str
+) -> tuple[ApiKey, str]:
+    """Store a new key, whoever asked for it, and return it with its full text.
+
+    Raises: Invalid, for what the kind cannot have.
+    """
+    if new.kind == "PUBLISHABLE" and new.scopes is not None:
+        raise Invalid("scopes are not for a publishable key: it may do very little", field="scopes")
+    if new.kind != "PUBLISHABLE" and new.origins:
+        raise Invalid("origins are for a publishable key: others stay on servers", field="origins")
+    lifetime = new.lifetime
+    if new.kind == "AGENT":
+        if not new.scopes:
+            raise Invalid("scopes are required for an agent's key", field="scopes")
+        lifetime = lifetime or timedelta(days=AGENT_DAYS)
+        if lifetime > timedelta(days=AGENT_DAYS_MAX):
+            raise Invalid(
+                f"expires_in_days is at most {AGENT_DAYS_MAX} for an agent's key",
+                field="expires_in_days",
+            )
+    token = generate(new.kind)
     key = await db.one(
         conn, "api_keys.create", ApiKey,
-        project_id=caller.project_id, id=ids.new(), kind=kind, key_name=name,
+        project_id=project_id, id=ids.new(), kind=new.kind, key_name=new.name,
         digest=digest_of(token.encode(), secret), hint=hint_of(token),
+        scopes=new.scopes, origins=new.origins, lifetime=lifetime,
     )  # fmt: skip
     assert key is not None
-    await audit_log.write(conn, caller, "api_key.created", ids.format_id("key", key.id),
-                          {"type": kind, "hint": key.hint}, origin=origin)  # fmt: skip
     return key, token
+
+
+async def rotate(
+    conn: db.Connection,
+    caller: Caller,
+    public_id: str,
+    overlap: timedelta,
+    *,
+    secret: str,
+    origin: str,
+) -> tuple[ApiKey, str]:
+    """Make a key's successor, with its scopes, origins and lifetime; the old one ends after both.
+
+    `overlap`: how long both work. Raises: NotFound; AlreadyExists, for a key that was replaced,
+    revoked or over before; MissingScope or Forbidden.
+    """
+    old = await get(conn, caller, public_id)
+    _within(caller, old.kind, old.scopes)
+    lifetime = old.expires_at - old.created_at if old.expires_at is not None else None
+    new = NewKey(kind=old.kind, name=old.name, scopes=old.scopes, origins=old.origins,
+                 lifetime=lifetime)  # fmt: skip
+    key, token = await insert(conn, caller.project_id, new, secret=secret)
+    is_retired = await db.run(
+        conn, "api_keys.retire",
+        project_id=caller.project_id, id=old.id, overlap=overlap, successor_id=key.id,
+    )  # fmt: skip
+    if not is_retired:
+        raise AlreadyExists("This key was replaced or ended before; rotate the one that works.")
+    await audit_log.write(conn, caller, "api_key.rotated", public_id,
+                          {**_told(key), "successor": ids.format_id("key", key.id)},
+                          origin=origin)  # fmt: skip
+    return key, token
+
+
+def _within(caller: Caller, kind: Kind, scopes: list[str] | None) -> None:
+    """Let a key hand out nothing that can do more, or lives longer, than itself."""
+    if caller.expires_at is not None:
+        raise Forbidden("A key that ends by itself makes no keys.")
+    if caller.scopes is None:
+        return
+    if kind == "PUBLISHABLE" or scopes is None:
+        raise Forbidden("A key with scopes hands out keys with no more than its own scopes.")
+    for scope in scopes:
+        if not caller.may(scope):
+            raise MissingScope(scope)
+
+
+def _told(key: ApiKey) -> dict[str, object]:
+    return {"type": key.kind, "hint": key.hint, "scopes": key.scopes, "origins": key.origins,
+            "expires_at": key.expires_at}  # fmt: skip
+
+
+def _any_of(scope: str) -> str:
+    return f"*:{scope.rpartition(':')[2]}"
 
 
 async def get(conn: db.Connection, caller: Caller, public_id: str) -> ApiKey:
@@ -160,8 +296,8 @@ async def revoke(conn: db.Connection, caller: Caller, public_id: str, *, origin:
     is_revoked = await db.run(conn, "api_keys.revoke", project_id=caller.project_id, id=before.id)
     key = await get(conn, caller, public_id)
     if is_revoked:
-        await audit_log.write(conn, caller, "api_key.revoked", public_id,
-                              {"type": key.kind, "hint": key.hint}, origin=origin)  # fmt: skip
+        await audit_log.write(conn, caller, "api_key.revoked", public_id, _told(key),
+                              origin=origin)  # fmt: skip
     return key
 
 
@@ -171,6 +307,9 @@ class _Found(msgspec.Struct, frozen=True):
     account_id: UUID
     kind: Kind
     currency: str
+    scopes: list[str] | None
+    origins: list[str]
+    expires_at: datetime | None
 
 
 class _Revoked(msgspec.Struct, frozen=True):
@@ -193,20 +332,26 @@ class KeyCache:
         self._secret = secret
         self._callers: dict[bytes, Caller] = {}
         self._tokens_of_digest: dict[bytes, bytes] = {}
+        self._ends: dict[bytes, datetime] = {}
+        self._used: set[bytes] = set()
+        self._touched_s = time.monotonic()
         self._unknown_until_s: dict[bytes, float] = {}
         self._flights: dict[bytes, asyncio.Task[Caller | None]] = {}
         self._polled_at: datetime | None = None
 
     def peek(self, token: bytes) -> Caller | None:
         """Return a known key's caller at once; None means: `resolve` it. Cost: one dict look-up."""
-        return self._callers.get(token)
+        caller = self._callers.get(token)
+        if caller is not None:
+            self._used.add(token)
+        return caller
 
     async def resolve(self, token: bytes) -> Caller:
         """Return a key's caller. Concurrent misses of one key share one look-up.
 
         Raises: Unauthenticated (malformed_key, invalid_key), Unavailable.
         """
-        caller = self._callers.get(token)
+        caller = self.peek(token)
         if caller is not None:
             return caller
         if not is_well_formed(token):
@@ -223,8 +368,10 @@ class KeyCache:
                 flight.add_done_callback(lambda _: self._flights.pop(token, None))
             # A caller that hangs up must not cancel the look-up the others wait for.
             caller = await asyncio.shield(flight)
-        if caller is None:
-            raise Unauthenticated("The API key is unknown or revoked.", code="invalid_key")
+        if caller is not None:
+            self._used.add(token)
+        else:
+            raise Unauthenticated("The API key is unknown, revoked or expired.", code="invalid_key")
         return caller
 
     async def _look_up(self, token: bytes) -> Caller | None:
@@ -237,22 +384,45 @@ class KeyCache:
             return None
         exponent = money.exponent_of(found.currency)
         assert exponent is not None, found.currency
-        caller = Caller(found.project_id, found.key_id, found.kind, found.currency, exponent)
+        caller = Caller(
+            found.project_id, found.key_id, found.kind, found.currency, exponent,
+            scopes=frozenset(found.scopes) if found.scopes is not None else None,
+            origins=frozenset(found.origins), expires_at=found.expires_at,
+        )  # fmt: skip
         while len(self._callers) >= CACHED_MAX:
             self._forget(digest_of(next(iter(self._callers)), self._secret))
         self._callers[token] = caller
         self._tokens_of_digest[digest] = token
+        if caller.expires_at is not None:
+            self._ends[digest] = caller.expires_at
         return caller
 
     def _forget(self, digest: bytes) -> None:
+        self._ends.pop(digest, None)
         token = self._tokens_of_digest.pop(digest, None)
         if token is not None:
             self._callers.pop(token, None)
             if self._on_forget is not None:
                 self._on_forget(token)
 
+    async def touch(self) -> None:
+        """Write down which keys were used since the last time. Raises: Unavailable."""
+        used, self._used = self._used, set()
+        callers = [caller for token in used if (caller := self._callers.get(token)) is not None]
+        if callers:
+            async with self._database.connection() as conn:
+                await db.run(conn, "api_keys.touch", ids=[caller.key_id for caller in callers])
+
+    def forget_expired(self, now: datetime) -> None:
+        """Forget the keys that are over; PostgreSQL need not be there for that."""
+        for digest in [digest for digest, end in self._ends.items() if end <= now]:
+            self._forget(digest)
+
     async def poll_once(self) -> None:
-        """Forget what was revoked since the last poll that succeeded. Raises: Unavailable."""
+        """Forget what was revoked or changed since the last poll that succeeded.
+
+        Raises: Unavailable.
+        """
         since = self._polled_at and self._polled_at - POLL_OVERLAP
         async with self._database.connection(reads_only=True) as conn:
             revoked = await db.one(conn, "api_keys.revoked_since", _Revoked, since=since)
@@ -265,8 +435,12 @@ class KeyCache:
         """Poll every 300 ms until cancelled; an outage is waited out, keys in hand."""
         is_away = False
         while True:
+            self.forget_expired(datetime.now(UTC))
             try:
                 await self.poll_once()
+                if time.monotonic() - self._touched_s > TOUCH_INTERVAL_S:
+                    self._touched_s = time.monotonic()
+                    await self.touch()
                 is_away = False
             except Fault as fault:
                 if not is_away:

@@ -68,11 +68,14 @@ FAULTS: Final = _register(
         ("invalid", "The request is malformed; `field` names the part and `detail` the mend."),
         ("missing_key", "The request carries no API key."),
         ("malformed_key", "The API key has a typing error: its checksum does not fit."),
-        ("invalid_key", "The API key is unknown or revoked."),
+        ("invalid_key", "The API key is unknown, revoked or expired."),
         ("invalid_credentials", "This e-mail and this password do not belong together."),
         ("invalid_session", "The session has ended; log in again."),
         ("invalid_csrf_token", "A write with a cookie needs the session's X-CSRF-Token."),
         ("forbidden", "This kind of key, or this person's role, may not do that."),
+        ("missing_scope", "The key may not do that; `because` names the scope it lacks."),
+        ("origin_not_allowed", "This browser key may not be used on pages of this origin."),
+        ("invalid_customer_token", "The customer_token is missing, over, or not for this claim."),
         ("not_found", "There is no such object in this project."),
         ("method_not_allowed", "The address exists, but not for this method."),
         ("already_exists", "An object with this code or name is there already."),
@@ -158,6 +161,38 @@ class InvalidCsrfToken(Fault):
     def __init__(self, detail: str = CODES["invalid_csrf_token"]) -> None:
         """The default sentence says it all."""
         super().__init__(detail)
+
+
+class MissingScope(Fault):
+    """The key is good for other things."""
+
+    code = "missing_scope"
+
+    def __init__(self, scope: str) -> None:
+        """Name the scope, such as `vouchers:write`."""
+        super().__init__(
+            f"This key lacks the scope {scope}; make one that has it.", because={"scope": scope}
+        )
+
+
+class OriginNotAllowed(Fault):
+    """A browser's key on a page it was not made for."""
+
+    code = "origin_not_allowed"
+
+    def __init__(self, detail: str = CODES["origin_not_allowed"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)
+
+
+class InvalidCustomerToken(Fault):
+    """A browser claims for somebody, or something, that the shop did not sign."""
+
+    code = "invalid_customer_token"
+
+    def __init__(self, detail: str) -> None:
+        """Say what does not fit."""
+        super().__init__(detail, field="customer_token")
 
 
 class NotFound(Fault):

@@ -48,6 +48,7 @@ class NewFlashSale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     starts_at: Instant | None = None
     ends_at: Instant | None = None
     durability: Durability = "fast"
+    publishable_claims: bool = False
 
 
 class FlashSalePatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +66,7 @@ class FlashSale(msgspec.Struct, frozen=True):
     `claimed`: live wins. `settled`: those of them in the ledger. `lag`: the difference, 0 in
     strict. `remaining`: units that can still be claimed. `written_off`: units burned after a loss
     of Redis's data. `status`: scheduled, open, paused, sold_out, closed, settled, fenced.
+    `publishable_claims`: whether browsers may claim, with a publishable key.
     """
 
     id: str
@@ -82,6 +84,7 @@ class FlashSale(msgspec.Struct, frozen=True):
     discount_value: Amount | None
     min_order_value: Amount | None
     per_customer_limit: int | None
+    publishable_claims: bool
     starts_at: datetime | None
     ends_at: datetime | None
     opened_at: datetime | None
@@ -121,6 +124,7 @@ class SaleRow(msgspec.Struct, frozen=True):
     armed_at: datetime | None
     run_id: str | None
     seq_base: int | None
+    publishable_claims: bool
     lease_accounted: int
     free_units: int
     now: datetime
@@ -173,6 +177,7 @@ async def create(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID
             stock=new.stock,
             starts_at=new.starts_at,
             ends_at=new.ends_at,
+            publishable_claims=new.publishable_claims,
         )
     except db.UniqueViolation as error:
         if error.constraint != "flash_sales_one_live":
@@ -318,6 +323,7 @@ async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
             else None
         ),
         per_customer_limit=row.per_customer_limit,
+        publishable_claims=row.publishable_claims,
         starts_at=row.starts_at,
         ends_at=row.ends_at,
         opened_at=row.opened_at,

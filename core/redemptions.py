@@ -30,7 +30,10 @@ NO_REDEMPTION: Final = "There is no redemption with this id."
 
 
 class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request to redeem or claim, with `order_value`, the text of a JSON number, or `order`."""
+    """A request to redeem or claim, with `order_value`, the text of a JSON number, or `order`.
+
+    `customer_token`: what the shop signed, where a browser claims.
+    """
 
     customer_id: str | None = None
     order_value: Amount = msgspec.field(default_factory=msgspec.Raw)
@@ -39,6 +42,7 @@ class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order: NewOrder | None = None
     hold_id: str | None = None
     customer: Person | None = None
+    customer_token: str | None = None
 
 
 class Redemption(msgspec.Struct, frozen=True):

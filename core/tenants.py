@@ -50,13 +50,8 @@ async def create_first_key(
     conn: db.Connection, project_id: UUID, kind: api_keys.Kind, *, name: str, secret: str
 ) -> str:
     """Make a key nobody's key asked for, and return its full text. `secret` is the server's."""
-    token = api_keys.generate(kind)
-    await db.one(
-        conn, "api_keys.create", api_keys.ApiKey,
-        project_id=project_id, id=ids.new(), kind=kind, key_name=name,
-        digest=api_keys.digest_of(token.encode(), secret), hint=api_keys.hint_of(token),
-    )  # fmt: skip
-    return token
+    new = api_keys.NewKey(kind=kind, name=name)
+    return (await api_keys.insert(conn, project_id, new, secret=secret))[1]
 
 
 def check_currency(currency: str) -> None:

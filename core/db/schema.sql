@@ -63,20 +63,30 @@ CREATE TABLE vf.sessions (
 CREATE INDEX sessions_of_user ON vf.sessions (user_id, id) WHERE ended_at IS NULL;
 CREATE INDEX sessions_old ON vf.sessions (expires_at);
 
--- Only an HMAC of a key is kept; `hint` is what may be shown of it ("vf_sk_…a1b2").
+-- Only an HMAC of a key is kept; `hint` is what may be shown of it ("vf_sk_…a1b2"). scopes: what it may do, NULL:
+-- everything its kind may. origins: the pages it may be used on, none: any. changed_at: when what a cache knows of it
+-- changed last. last_used_at is a minute's.
 CREATE TABLE vf.api_keys (
-    project_id  uuid NOT NULL REFERENCES vf.projects (id),
-    id          uuid NOT NULL,
-    kind        text NOT NULL CHECK (kind IN ('SECRET', 'PUBLISHABLE')),
-    name        text,
-    digest      bytea NOT NULL CHECK (length(digest) = 32),
-    hint        text NOT NULL,
-    created_at  timestamptz NOT NULL DEFAULT now(),
-    revoked_at  timestamptz,
+    project_id    uuid NOT NULL REFERENCES vf.projects (id),
+    id            uuid NOT NULL,
+    kind          text NOT NULL CONSTRAINT api_keys_kind CHECK (kind IN ('SECRET', 'PUBLISHABLE', 'AGENT')),
+    name          text,
+    digest        bytea NOT NULL CHECK (length(digest) = 32),
+    hint          text NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    revoked_at    timestamptz,
+    scopes        text[],
+    origins       text[] NOT NULL DEFAULT '{}',
+    expires_at    timestamptz,
+    changed_at    timestamptz,
+    last_used_at  timestamptz,
+    rotated_to    uuid,
     PRIMARY KEY (project_id, id),
-    CONSTRAINT api_keys_digest_key UNIQUE (digest)
+    CONSTRAINT api_keys_digest_key UNIQUE (digest),
+    CONSTRAINT api_keys_agent CHECK (kind <> 'AGENT' OR (scopes IS NOT NULL AND expires_at IS NOT NULL))
 );
 CREATE INDEX api_keys_revoked ON vf.api_keys (revoked_at) WHERE revoked_at IS NOT NULL;
+CREATE INDEX api_keys_changed ON vf.api_keys (changed_at) WHERE changed_at IS NOT NULL;
 
 -- Append-only: vf_app may insert and read, never change.
 CREATE TABLE vf.audit_log (
@@ -597,7 +607,8 @@ CREATE INDEX referral_history_of_referral ON vf.referral_history (referral_id, a
 -- sold_count: live wins of a strict sale. leased_count: a fast sale's units out at Redis or won there and live.
 -- status is what was decided by hand or by the clock's keeper; the API also derives scheduled, sold_out and closed from
 -- the window and the counts. seq_base: sale-wide numbers start above it. first_stock: what it was made with, before
--- any was added: nobody may have heard "sold out" below it. NULL: made before this was kept.
+-- any was added: nobody may have heard "sold out" below it. NULL: made before this was kept. publishable_claims:
+-- whether a browser may claim.
 CREATE TABLE vf.flash_sales (
     project_id          uuid NOT NULL REFERENCES vf.projects (id),
     id                  uuid NOT NULL,
@@ -618,6 +629,7 @@ CREATE TABLE vf.flash_sales (
     created_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     first_stock         bigint,
+    publishable_claims  boolean NOT NULL DEFAULT false,
     PRIMARY KEY (project_id, id),
     CONSTRAINT flash_sales_voucher FOREIGN KEY (project_id, voucher_id)
         REFERENCES vf.vouchers (project_id, id),
@@ -858,6 +870,7 @@ CREATE POLICY of_definer ON vf.leases TO vf_definer USING (true);
 CREATE POLICY of_definer ON vf.vouchers TO vf_definer USING (true);
 CREATE POLICY of_definer ON vf.flash_sales TO vf_definer USING (true);
 GRANT SELECT ON vf.api_keys, vf.projects, vf.leases, vf.vouchers, vf.flash_sales TO vf_definer;
+GRANT UPDATE (last_used_at) ON vf.api_keys TO vf_definer;
 
 -- People belong to no project: vf_app reaches them by the functions below alone.
 ALTER TABLE vf.sessions ENABLE ROW LEVEL SECURITY;
@@ -874,22 +887,34 @@ GRANT DELETE ON vf.memberships TO vf_app;
 -- ---------------------------------------------------------------------------------------------
 -- Looking across projects
 
--- Who presents the key with this digest; no row for an unknown or revoked one.
+-- Who presents the key with this digest; no row for an unknown, revoked or expired one.
 CREATE FUNCTION vf.authenticate(p_digest bytea)
-RETURNS TABLE (key_id uuid, project_id uuid, account_id uuid, kind text, currency text)
+RETURNS TABLE (key_id uuid, project_id uuid, account_id uuid, kind text, currency text, scopes text[],
+               origins text[], expires_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT k.id, k.project_id, p.account_id, k.kind, p.currency
+    SELECT k.id, k.project_id, p.account_id, k.kind, p.currency, k.scopes, k.origins, k.expires_at
       FROM vf.api_keys k JOIN vf.projects p ON p.id = k.project_id
      WHERE k.digest = p_digest AND k.revoked_at IS NULL
+       AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
 $$;
 
--- Digests revoked since an instant, for the caches of keys.
+-- Digests of keys that were revoked or changed since an instant, for the caches of keys.
 CREATE FUNCTION vf.revoked_since(p_since timestamptz)
 RETURNS TABLE (digest bytea, revoked_at timestamptz)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT k.digest, k.revoked_at FROM vf.api_keys k WHERE k.revoked_at >= p_since
+    UNION SELECT k.digest, k.revoked_at FROM vf.api_keys k WHERE k.changed_at >= p_since
+$$;
+
+-- Says that keys were used, once a minute each.
+CREATE FUNCTION vf.touch_keys(p_ids uuid[])
+RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE vf.api_keys k SET last_used_at = clock_timestamp()
+     WHERE k.id = ANY (p_ids) AND (k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '1 minute')
 $$;
 
 -- Every lease that is out, for the workers that serve claims.
@@ -986,6 +1011,7 @@ $$;
 GRANT CREATE ON SCHEMA vf TO vf_definer;
 ALTER FUNCTION vf.authenticate(bytea) OWNER TO vf_definer;
 ALTER FUNCTION vf.revoked_since(timestamptz) OWNER TO vf_definer;
+ALTER FUNCTION vf.touch_keys(uuid[]) OWNER TO vf_definer;
 ALTER FUNCTION vf.live_leases() OWNER TO vf_definer;
 ALTER FUNCTION vf.sign_up(uuid, uuid, text, text, text) OWNER TO vf_definer;
 ALTER FUNCTION vf.create_project(uuid, uuid, text, text, text) OWNER TO vf_definer;

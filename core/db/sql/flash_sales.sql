@@ -17,8 +17,9 @@ SELECT v.id, v.status, v.max_redemptions, v.direct_count + v.leased_count AS tak
 -- name: insert :exec
 -- A new sale; one that is not over yet on the same voucher violates flash_sales_one_live.
 INSERT INTO vf.flash_sales (project_id, id, voucher_id, name, durability, stock, first_stock, starts_at,
-       ends_at)
-VALUES (@project_id, @id, @voucher_id, @sale_name, @durability, @stock, @stock, @starts_at, @ends_at);
+       ends_at, publishable_claims)
+VALUES (@project_id, @id, @voucher_id, @sale_name, @durability, @stock, @stock, @starts_at, @ends_at,
+        @publishable_claims);
 
 -- name: read :one
 -- One sale with its voucher's terms, its counts in the ledger and the lease that is out.
@@ -26,7 +27,7 @@ SELECT s.project_id, s.id, s.voucher_id, s.name, v.code, v.code_norm, s.durabili
        s.leased_count, s.burned_count, s.starts_at, s.ends_at, s.opened_at, s.closed_at, s.created_at,
        v.discount_type, v.discount_bp, v.discount_minor, v.min_order_minor, v.per_customer_limit, v.sale_only,
        l.id AS lease_id, l.state AS lease_state, l.size AS lease_size, l.armed_at, l.run_id, l.seq_base,
-       coalesce(p.accounted, 0) AS lease_accounted,
+       s.publishable_claims, coalesce(p.accounted, 0) AS lease_accounted,
        least(s.stock - s.sold_count - s.leased_count, v.max_redemptions - v.direct_count - v.leased_count,
              c.max_redemptions - c.direct_count - c.leased_count) AS free_units,
        clock_timestamp() AS now
