@@ -39,6 +39,7 @@ the nouns
   referrals       /v1/referrals
   api_keys        /v1/api-keys
   people          /v1/auth
+  events          /v1/events
   analytics       /v1/analytics
   health          /healthz and /readyz
   docs            /openapi.json and /docs

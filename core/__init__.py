@@ -52,6 +52,7 @@ operations
   segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, from the ledger
   people          who has an account: sign up, log in
+  events          what happened: published in commit order, listed for 30 days
   lookups         throttling of guesses at secret codes and passwords
   tenants         accounts, projects, users
   sessions        where people are logged in, and what they may do

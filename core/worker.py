@@ -21,6 +21,7 @@ from core import (
     batches,
     campaigns,
     conversions,
+    events,
     holds,
     publications,
     verifications,
@@ -72,6 +73,7 @@ async def run(settings: Settings) -> None:
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))
     pooling = asyncio.create_task(publications.run(database))
+    publishing = asyncio.create_task(events.run(database))
     try:
         looks = 0
         while True:
@@ -81,6 +83,7 @@ async def run(settings: Settings) -> None:
             await ledger.sweep(database)
             await attributions.sweep(database)
             await conversions.sweep(database, vault)
+            await events.tell_what_time_brings(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
             looks += 1
@@ -89,6 +92,7 @@ async def run(settings: Settings) -> None:
         await end(books)
         await end(filling)
         await end(pooling)
+        await end(publishing)
         await client.aclose()
         await database.close()
 
@@ -133,5 +137,6 @@ async def tidy(database: db.Database) -> None:
             await db.run(conn, "reconciler.forget_idempotency_keys", keep=KEEP_IDEMPOTENCY)
             await db.run(conn, "reconciler.forget_workers")
             await db.run(conn, "lookups.forget")
+        await events.forget(database)
     except (Unavailable, OutcomeUnknown) as error:
         _log.warning("tidy_failed", error=str(error))

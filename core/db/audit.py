@@ -21,9 +21,16 @@ UNIQUE_BY_OUR_OWN_VALUES: Final = frozenset(
     }
 )
 # No tenant's rows: which code runs, which processes are alive, what a look at the books found, and
-# whose history this is.
+# whose history this is, who publishes events.
 OPEN_TO_ALL_PROJECTS: Final = frozenset(
-    {"vf.migrations", "vf.api_workers", "vf.lease_workers", "vf.verifications", "vf.history"},
+    {
+        "vf.migrations",
+        "vf.api_workers",
+        "vf.lease_workers",
+        "vf.verifications",
+        "vf.history",
+        "vf.event_clock",
+    },
 )
 
 CHECKS: Final[dict[str, str]] = {

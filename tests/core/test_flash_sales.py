@@ -4,9 +4,10 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
-from core import redemptions, worker
+from core import events, redemptions, worker
 from core.endings import end
 from core.errors import Invalid, Refusal
 from core.flash_sales import FlashSalePatch
@@ -172,3 +173,29 @@ async def test_two_reconcilers_settle_every_win_once(house: Any) -> None:
     assert await house.value("select count(*) from vf.quarantine") == 0
     await end(task)
     await other.stop()
+
+
+async def test_a_fast_sale_tells_what_becomes_of_it_and_every_win_once(house: Any) -> None:
+    sale_id = await house.sale("TOLD", 40)
+    await house.open_sale(sale_id)
+    won = await asyncio.gather(*(house.claim(sale_id, f"c{n}") for n in range(40)))
+    await house.until("select count(*) from vf.redemptions", 40)
+    for _ in range(2):
+        await events.tell_what_time_brings(house.worker_db)
+    await house.doors.desk.close(house.project_id, sale_id)
+    await house.until("select status from vf.flash_sales", "settled")
+    assert await house.value("select count(*) from vf.outbox") < 20
+    async with house.worker_db.transaction(None) as conn:
+        await events.publish(conn)
+    async with house.services.database.transaction(house.project_id, reads_only=True) as conn:
+        found = await events.page(conn, house.caller, type=None, after=None, limit=100)
+        lease_id = await house.value("select id from vf.leases")
+        shown = msgspec.json.encode(found).decode()
+    assert str(lease_id) not in shown and "lease" not in shown
+    names = [one.type for one in reversed(found) if one.type != "voucher.redeemed"]
+    assert names == [
+        f"flash_sale.{name}" for name in ("opened", "sold_out", "closed", "settled")
+    ]  # fmt: skip
+    told = [one.data["redemption_id"] for one in found if one.type == "voucher.redeemed"]
+    assert sorted(told) == sorted(one.redemption_id for one in won)
+    assert await house.value("select count(*) from vf.events where type = 'voucher.redeemed'") < 40

@@ -156,6 +156,10 @@ async def test_a_released_number_is_sold_once_more_and_its_receipt_is_void(
 
     assert (await release(home, sale, 7, 8)).released == [7, 8]
     assert (await release(home, sale, 8, 7, 7)).released == [7, 8], "asked again, it is the same"
+    told_of = (
+        "select array_agg(data ->> 'count') from vf.outbox where event = 'flash_sale.released'"
+    )
+    assert await home.value(told_of) == ["2"]
 
     void = await present(home, kept, "k6")
     assert isinstance(void, Refusal)

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from api import errors
+from core import events
 from core import settings as settings_module
 from core.__main__ import main
 from core.settings import PREFIX, Settings
@@ -72,6 +73,12 @@ def test_every_error_code_is_documented_as_it_is_answered() -> None:
 def test_the_readme_lists_every_setting_with_its_default_and_meaning() -> None:
     shown = [line for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
     assert shown == setting_rows()
+
+
+def test_every_type_of_event_is_documented_as_it_is_described() -> None:
+    page = (ROOT / "docs" / "events.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*) \|$", page, re.M))
+    assert rows == events.TYPES
 
 
 def test_the_readme_lists_every_command() -> None:

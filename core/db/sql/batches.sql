@@ -22,11 +22,17 @@ SELECT b.project_id, q.id, q.code, q.norm, b.id, t.campaign_id, t.discount_type,
 
 -- name: count :exec
 -- Counts what was added; the last of them finishes the batch.
-UPDATE vf.batches
-   SET made_count = made_count + @more::bigint,
-       status = CASE WHEN made_count + @more = count_wanted THEN 'done' ELSE status END,
-       finished_at = CASE WHEN made_count + @more = count_wanted THEN clock_timestamp() END
- WHERE project_id = @project_id AND id = @id;
+WITH counted AS (
+    UPDATE vf.batches
+       SET made_count = made_count + @more::bigint,
+           status = CASE WHEN made_count + @more = count_wanted THEN 'done' ELSE status END,
+           finished_at = CASE WHEN made_count + @more = count_wanted THEN clock_timestamp() END
+     WHERE project_id = @project_id AND id = @id
+    RETURNING project_id, id, status, made_count, campaign_id
+)
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT b.project_id, 'batch.completed', b.id, jsonb_build_object('made', b.made_count, 'campaign_id', b.campaign_id)
+  FROM counted b WHERE b.status = 'done';
 
 -- name: by_id :one
 -- One batch.

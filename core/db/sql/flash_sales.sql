@@ -58,6 +58,7 @@ WITH sale AS (
     UPDATE vf.flash_sales s
        SET name = coalesce(@sale_name, s.name),
            stock = coalesce(@stock, s.stock),
+           sold_out_at = CASE WHEN @stock > s.stock THEN NULL ELSE s.sold_out_at END,
            starts_at = CASE WHEN @sets_starts_at THEN @starts_at::timestamptz ELSE s.starts_at END,
            ends_at = CASE WHEN @sets_ends_at THEN @ends_at::timestamptz ELSE s.ends_at END,
            updated_at = clock_timestamp()
@@ -81,7 +82,9 @@ SELECT 1 FROM vf.vouchers v JOIN vf.flash_sales s ON s.project_id = v.project_id
 -- name: open_strict :one
 -- Puts a strict sale on its voucher: from here on every redeem of the code is the sale's. Sale-wide numbers start
 -- where the voucher's stood when it first opened.
-WITH sale AS (
+WITH before AS (
+    SELECT s.status FROM vf.flash_sales s WHERE s.project_id = @project_id AND s.id = @id
+), sale AS (
     UPDATE vf.flash_sales s
        SET status = CASE WHEN @by_hand OR s.starts_at IS NULL OR s.starts_at <= clock_timestamp() THEN 'open'
                          ELSE s.status END,
@@ -94,7 +97,11 @@ WITH sale AS (
        AND s.status IN ('scheduled', 'open', 'paused')
        AND (s.ends_at IS NULL OR s.ends_at > clock_timestamp())
        AND v.project_id = s.project_id AND v.id = s.voucher_id
-    RETURNING s.project_id, s.voucher_id, s.id
+    RETURNING s.project_id, s.voucher_id, s.id, s.status, s.name, v.code
+), told AS (
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    SELECT sale.project_id, 'flash_sale.opened', sale.id, jsonb_build_object('name', sale.name, 'code', sale.code)
+      FROM sale, before WHERE sale.status = 'open' AND before.status <> 'open'
 ), voucher AS (
     UPDATE vf.vouchers v
        SET flash_sale_id = sale.id, terms_version = v.terms_version + (v.flash_sale_id IS DISTINCT FROM sale.id)::int,
@@ -104,20 +111,38 @@ WITH sale AS (
 SELECT sale.voucher_id FROM sale;
 
 -- name: set_open :exec
--- Says that a fast sale is open: its lease is loaded and served.
-UPDATE vf.flash_sales s
-   SET status = 'open', opened_at = coalesce(s.opened_at, clock_timestamp()),
-       starts_at = CASE WHEN @by_hand AND s.starts_at > clock_timestamp() THEN clock_timestamp() ELSE s.starts_at END,
-       updated_at = clock_timestamp()
- WHERE s.project_id = @project_id AND s.id = @id AND s.status IN ('scheduled', 'open', 'paused')
-   AND (@by_hand OR s.starts_at IS NULL OR s.starts_at <= clock_timestamp());
+-- Says that a fast sale is open: its lease is loaded and served. Locked by its voucher, as every writer does.
+WITH before AS (
+    SELECT s.status, v.code FROM vf.flash_sales s
+      JOIN vf.vouchers v ON v.project_id = s.project_id AND v.id = s.voucher_id
+     WHERE s.project_id = @project_id AND s.id = @id
+), sale AS (
+    UPDATE vf.flash_sales s
+       SET status = 'open', opened_at = coalesce(s.opened_at, clock_timestamp()),
+           starts_at = CASE WHEN @by_hand AND s.starts_at > clock_timestamp() THEN clock_timestamp() ELSE s.starts_at END,
+           updated_at = clock_timestamp()
+     WHERE s.project_id = @project_id AND s.id = @id AND s.status IN ('scheduled', 'open', 'paused')
+       AND (@by_hand OR s.starts_at IS NULL OR s.starts_at <= clock_timestamp())
+    RETURNING s.project_id, s.id, s.name
+), told AS (
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    SELECT sale.project_id, 'flash_sale.opened', sale.id, jsonb_build_object('name', sale.name, 'code', before.code)
+      FROM sale, before WHERE before.status <> 'open'
+)
+SELECT 1 FROM sale;
 
 -- name: pause :one
 -- Pauses an open sale.
-WITH sale AS (
+WITH before AS (
+    SELECT s.status FROM vf.flash_sales s WHERE s.project_id = @project_id AND s.id = @id
+), sale AS (
     UPDATE vf.flash_sales s SET status = 'paused', updated_at = clock_timestamp()
      WHERE s.project_id = @project_id AND s.id = @id AND s.status IN ('open', 'paused')
-    RETURNING s.project_id, s.voucher_id
+    RETURNING s.project_id, s.voucher_id, s.id, s.name
+), told AS (
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    SELECT sale.project_id, 'flash_sale.paused', sale.id, jsonb_build_object('name', sale.name)
+      FROM sale, before WHERE before.status <> 'paused'
 ), voucher AS (
     UPDATE vf.vouchers v SET crowd_version = v.crowd_version + 1
       FROM sale WHERE v.project_id = sale.project_id AND v.id = sale.voucher_id
@@ -134,13 +159,23 @@ WITH lease AS (
 ), out AS (
     SELECT EXISTS (SELECT 1 FROM vf.leases l WHERE l.project_id = @project_id AND l.sale_id = @id
                       AND l.state <> 'settled') AS has_lease
+), before AS (
+    SELECT s.status FROM vf.flash_sales s WHERE s.project_id = @project_id AND s.id = @id
 ), sale AS (
     UPDATE vf.flash_sales s
        SET status = CASE WHEN out.has_lease THEN 'closed' ELSE 'settled' END,
            closed_at = coalesce(s.closed_at, clock_timestamp()), updated_at = clock_timestamp()
       FROM out
      WHERE s.project_id = @project_id AND s.id = @id AND s.status <> 'settled'
-    RETURNING s.project_id, s.voucher_id, s.id
+    RETURNING s.project_id, s.voucher_id, s.id, s.status, s.name, s.sold_count
+), told AS (
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    SELECT sale.project_id, t.event, sale.id, t.data
+      FROM sale, before, LATERAL (VALUES
+           ('flash_sale.closed', jsonb_build_object('name', sale.name), before.status <> 'closed'),
+           ('flash_sale.settled', jsonb_build_object('sold', sale.sold_count, 'returned', 0, 'burned', 0),
+            sale.status = 'settled')) AS t (event, data, is_so)
+     WHERE t.is_so
 ), voucher AS (
     UPDATE vf.vouchers v
        SET flash_sale_id = NULL, terms_version = v.terms_version + 1, crowd_version = v.crowd_version + 1
@@ -182,3 +217,21 @@ SELECT count(*) AS n FROM vf.api_workers w
 -- name: clock :one
 -- PostgreSQL's time.
 SELECT clock_timestamp() AS now;
+
+-- name: tell_sold_out :exec
+-- Operator: tells of open sales of which nothing is left, once; more stock lets it be told again. Of a fast sale all numbers
+-- must be decided here.
+WITH due AS (
+    SELECT s.project_id, s.id FROM vf.flash_sales s
+     WHERE s.status = 'open' AND s.sold_out_at IS NULL AND s.sold_count + s.leased_count = s.stock
+       AND NOT EXISTS (SELECT 1 FROM vf.leases l
+                         JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
+                        WHERE l.project_id = s.project_id AND l.sale_id = s.id AND l.state <> 'settled'
+                          AND p.accounted < l.size)
+     LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+), told AS (
+    UPDATE vf.flash_sales s SET sold_out_at = clock_timestamp() FROM due d
+     WHERE s.project_id = d.project_id AND s.id = d.id RETURNING s.project_id, s.id, s.name, s.stock
+)
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT t.project_id, 'flash_sale.sold_out', t.id, jsonb_build_object('name', t.name, 'stock', t.stock) FROM told t;

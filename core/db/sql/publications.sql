@@ -2,9 +2,14 @@
 
 -- name: add :exec
 -- Adds one voucher of a campaign; a code that is taken is left out, and the caller draws another.
-INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, max_redemptions, expires_at, holder)
-VALUES (@project_id, @id, @code, @code_norm, @campaign_id, @max_redemptions, @expires_at, @holder)
-    ON CONFLICT (project_id, code_norm) DO NOTHING;
+WITH made AS (
+    INSERT INTO vf.vouchers (project_id, id, code, code_norm, campaign_id, max_redemptions, expires_at, holder)
+    VALUES (@project_id, @id, @code, @code_norm, @campaign_id, @max_redemptions, @expires_at, @holder)
+        ON CONFLICT (project_id, code_norm) DO NOTHING
+    RETURNING project_id, id, code, campaign_id
+)
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT m.project_id, 'voucher.issued', m.id, jsonb_build_object('code', m.code, 'campaign_id', m.campaign_id) FROM made m;
 
 -- name: add_pooled :exec
 -- Adds vouchers to a campaign's pool; codes that are taken are left out.
@@ -15,12 +20,18 @@ SELECT @project_id, q.id, q.code, q.norm, @campaign_id, @max_redemptions, true
 
 -- name: take_pooled :one
 -- Gives the oldest voucher of a pool that nobody else is taking to a customer; no row where the pool is empty.
-UPDATE vf.vouchers v SET is_pooled = false, holder = @holder, expires_at = @expires_at, updated_at = clock_timestamp()
- WHERE v.project_id = @project_id AND v.id = (
-       SELECT k.id FROM vf.vouchers k
-        WHERE k.campaign_id = @campaign_id AND k.project_id = @project_id AND k.is_pooled
-        ORDER BY k.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
-RETURNING v.id;
+WITH taken AS (
+    UPDATE vf.vouchers v SET is_pooled = false, holder = @holder, expires_at = @expires_at, updated_at = clock_timestamp()
+     WHERE v.project_id = @project_id AND v.id = (
+           SELECT k.id FROM vf.vouchers k
+            WHERE k.campaign_id = @campaign_id AND k.project_id = @project_id AND k.is_pooled
+            ORDER BY k.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
+    RETURNING v.project_id, v.id, v.code, v.campaign_id
+), told AS (
+    INSERT INTO vf.outbox (project_id, event, subject, data)
+    SELECT t.project_id, 'voucher.issued', t.id, jsonb_build_object('code', t.code, 'campaign_id', t.campaign_id) FROM taken t
+)
+SELECT t.id FROM taken t;
 
 -- name: join :exec
 -- Writes down that a customer has a code of a campaign; who has one already stays, after waiting for them.

@@ -2,13 +2,18 @@
 
 -- name: create :exec
 -- Stores a new voucher; a code that is taken fails on vouchers_code_key.
-INSERT INTO vf.vouchers (
-    project_id, id, code, code_norm, campaign_id, discount_type, discount_bp, discount_minor,
-    min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion, holder)
-VALUES (
-    @project_id, @id, @code, @code_norm, @campaign_id, @discount_type, @discount_bp,
-    @discount_minor, @min_order_minor, @max_redemptions, @per_customer_limit, @starts_at,
-    @expires_at, @metadata, @promotion, @holder);
+WITH made AS (
+    INSERT INTO vf.vouchers (
+        project_id, id, code, code_norm, campaign_id, discount_type, discount_bp, discount_minor,
+        min_order_minor, max_redemptions, per_customer_limit, starts_at, expires_at, metadata, promotion, holder)
+    VALUES (
+        @project_id, @id, @code, @code_norm, @campaign_id, @discount_type, @discount_bp,
+        @discount_minor, @min_order_minor, @max_redemptions, @per_customer_limit, @starts_at,
+        @expires_at, @metadata, @promotion, @holder)
+    RETURNING project_id, id, code, campaign_id
+)
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT m.project_id, 'voucher.created', m.id, jsonb_build_object('code', m.code, 'campaign_id', m.campaign_id) FROM made m;
 
 -- name: by_id :one
 -- One voucher with its campaign's terms, by id.
@@ -152,20 +157,32 @@ UNION
 
 -- name: edit :exec
 -- Changes dates and metadata; dates stay while a flash sale holds the voucher.
-UPDATE vf.vouchers
-   SET starts_at = CASE WHEN @sets_starts THEN @starts_at::timestamptz ELSE starts_at END,
-       expires_at = CASE WHEN @sets_expires THEN @expires_at::timestamptz ELSE expires_at END,
-       metadata = coalesce(@metadata::jsonb, metadata),
-       terms_version = terms_version + (@sets_starts::boolean OR @sets_expires::boolean)::integer,
-       updated_at = clock_timestamp()
- WHERE project_id = @project_id AND id = @id
-   AND (authority = 'pg' AND flash_sale_id IS NULL OR NOT (@sets_starts OR @sets_expires));
+WITH changed AS (
+    UPDATE vf.vouchers
+       SET starts_at = CASE WHEN @sets_starts THEN @starts_at::timestamptz ELSE starts_at END,
+           expires_at = CASE WHEN @sets_expires THEN @expires_at::timestamptz ELSE expires_at END,
+           metadata = coalesce(@metadata::jsonb, metadata),
+           terms_version = terms_version + (@sets_starts::boolean OR @sets_expires::boolean)::integer,
+           updated_at = clock_timestamp()
+     WHERE project_id = @project_id AND id = @id
+       AND (authority = 'pg' AND flash_sale_id IS NULL OR NOT (@sets_starts OR @sets_expires))
+    RETURNING project_id, id, code, campaign_id
+)
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT c.project_id, 'voucher.updated', c.id, jsonb_build_object('code', c.code, 'campaign_id', c.campaign_id) FROM changed c;
 
 -- name: switch :exec
 -- Disables or enables a voucher, unless it is so already or a fast sale sells it.
-UPDATE vf.vouchers
-   SET status = @status, terms_version = terms_version + 1, updated_at = clock_timestamp()
- WHERE project_id = @project_id AND id = @id AND status <> @status AND authority = 'pg';
+WITH changed AS (
+    UPDATE vf.vouchers
+       SET status = @status, terms_version = terms_version + 1, updated_at = clock_timestamp()
+     WHERE project_id = @project_id AND id = @id AND status <> @status AND authority = 'pg'
+    RETURNING project_id, id, code, campaign_id, status
+)
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT c.project_id, CASE c.status WHEN 'active' THEN 'voucher.enabled' ELSE 'voucher.disabled' END, c.id,
+       jsonb_build_object('code', c.code, 'campaign_id', c.campaign_id)
+  FROM changed c;
 
 -- name: sale_state :one
 -- The flash sale that holds a voucher, and its rest: a strict sale's exactly, a fast one's as far as the ledger knows.
