@@ -40,6 +40,7 @@ the nouns
   api_keys        /v1/api-keys
   people          /v1/auth
   events          /v1/events
+  audit_log       /v1/audit-log, and as a table
   analytics       /v1/analytics
   health          /healthz and /readyz
   docs            /openapi.json and /docs

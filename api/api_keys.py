@@ -150,7 +150,6 @@ async def create(request: Req) -> Response[bytes]:
         if not work.is_done:
             key, token = await api_keys.create(
                 work.conn, caller, _checked(request, new), secret=services.settings.secret,
-                origin=request.scope["state"]["request_id"],
             )  # fmt: skip
             work.answer(201, shown(key, token), kept=shown(key))
             metrics.count("api_key.created")
@@ -180,7 +179,7 @@ async def rotate(request: Req, id: str) -> Response[bytes]:
         if not work.is_done:
             key, token = await api_keys.rotate(
                 work.conn, caller, id, timedelta(seconds=asked.overlap_s),
-                secret=services.settings.secret, origin=request.scope["state"]["request_id"],
+                secret=services.settings.secret,
             )  # fmt: skip
             work.answer(201, shown(key, token), kept=shown(key))
             metrics.count("api_key.rotated")
@@ -196,10 +195,9 @@ async def rotate(request: Req, id: str) -> Response[bytes]:
 async def revoke(request: Req, id: str) -> Response[bytes]:
     """Revoke a key; it stops working everywhere within a second."""
     caller = await auth.secret_caller(request)
-    origin = request.scope["state"]["request_id"]
     async with idempotency.write(request, caller) as work:
         if not work.is_done:
-            work.answer(200, shown(await api_keys.revoke(work.conn, caller, id, origin=origin)))
+            work.answer(200, shown(await api_keys.revoke(work.conn, caller, id)))
             metrics.count("api_key.revoked")
     return work.response()
 

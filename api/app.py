@@ -17,6 +17,7 @@ from litestar.response import Response
 from api import (
     analytics,
     api_keys,
+    audit_log,
     auth,
     batches,
     campaigns,
@@ -65,6 +66,7 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     *api_keys.ROUTES,
     *people.ROUTES,
     *events.ROUTES,
+    *audit_log.ROUTES,
     *analytics.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,

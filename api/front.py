@@ -19,10 +19,10 @@ import structlog
 from granian._granian import RSGIProtocolClosed
 
 from api import bodies, metrics
-from api.bridge import ASGIApp, Body, answer_of, header
+from api.bridge import PEER, ASGIApp, Body, answer_of, header
 from api.errors import PROBLEM, Answer
 from api.lifespan import Entrance, HotCall, HotDoors, Services
-from core import ids
+from core import audit_log, ids
 from core.errors import Fault, Unavailable
 from core.hot.rust import PlainCall
 
@@ -206,7 +206,11 @@ class Front:
         method = "GET" if scope.method == "HEAD" else scope.method
         state: dict[str, Any] = {"request_id": request_id}
         route = "unknown"
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        peer = (scope.headers.get(PEER) or "").rpartition(":")[0] or None
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            audit_log.asked_from(request_id, peer),
+        ):
             try:
                 answer, asgi_scope = await answer_of(
                     self._app, scope, protocol, method=method, state=state

@@ -84,9 +84,8 @@ async def sign_up(request: Req) -> Response[bytes]:
     _, new = await bodies.received(request, SignUp)
     services: Services = request.app.state.services
     token, session = await people.sign_up(
-        services.database, services.settings, new, auth.visitor_of(request),
-        origin=request.scope["state"]["request_id"],
-    )  # fmt: skip
+        services.database, services.settings, new, auth.visitor_of(request)
+    )
     metrics.count("person.signed_up")
     return _welcomed(services, 201, token, session)
 

@@ -168,17 +168,16 @@ def hint_of(token: str) -> str:
 
 
 async def create(
-    conn: db.Connection, caller: Caller, new: NewKey, *, secret: str, origin: str
+    conn: db.Connection, caller: Caller, new: NewKey, *, secret: str
 ) -> tuple[ApiKey, str]:
     """Make a key and return it with its full text, which nobody sees again.
 
-    `origin` is the request id for the audit log, written in the same transaction.
     Raises: Invalid; MissingScope or Forbidden, for a key that may do more than the calling one.
     """
     _within(caller, new.kind, new.scopes)
     key, token = await insert(conn, caller.project_id, new, secret=secret)
     await audit_log.write(conn, caller, "api_key.created", ids.format_id("key", key.id),
-                          _told(key), origin=origin)  # fmt: skip
+                          after=_told(key))  # fmt: skip
     return key, token
 
 
@@ -221,7 +220,6 @@ async def rotate(
     overlap: timedelta,
     *,
     secret: str,
-    origin: str,
 ) -> tuple[ApiKey, str]:
     """Make a key's successor, with its scopes, origins and lifetime; the old one ends after both.
 
@@ -241,8 +239,8 @@ async def rotate(
     if not is_retired:
         raise AlreadyExists("This key was replaced or ended before; rotate the one that works.")
     await audit_log.write(conn, caller, "api_key.rotated", public_id,
-                          {**_told(key), "successor": ids.format_id("key", key.id)},
-                          origin=origin)  # fmt: skip
+                          after={**_told(key), "successor": ids.format_id("key", key.id)},
+                          )  # fmt: skip
     return key, token
 
 
@@ -287,7 +285,7 @@ async def page(
     )
 
 
-async def revoke(conn: db.Connection, caller: Caller, public_id: str, *, origin: str) -> ApiKey:
+async def revoke(conn: db.Connection, caller: Caller, public_id: str) -> ApiKey:
     """Revoke a key, also the calling one; it stops working everywhere within a second.
 
     Idempotent: a revoked key keeps its first instant and is not audited twice. Raises: NotFound.
@@ -297,7 +295,8 @@ async def revoke(conn: db.Connection, caller: Caller, public_id: str, *, origin:
     key = await get(conn, caller, public_id)
     if is_revoked:
         await audit_log.write(conn, caller, "api_key.revoked", public_id, _told(key),
-                              origin=origin)  # fmt: skip
+                              before={"status": "active"}, after={"status": "revoked"},
+                              )  # fmt: skip
     return key
 
 

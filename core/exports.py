@@ -1,4 +1,6 @@
-"""Vouchers out of here: as a table that `imports` reads again, or a line of JSON each."""
+"""Out of here: vouchers, as a table that `imports` reads again or a line of JSON each, and the
+audit log as a table.
+"""
 
 import asyncio
 import csv
@@ -7,7 +9,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from core import db, ids, vouchers
+from core import audit_log, db, ids, vouchers
 from core.api_keys import Caller
 from core.imports import FORMULA
 from core.vouchers import Voucher
@@ -31,7 +33,7 @@ _lines: Final = _encoder.encode_lines
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Vouchers as they are written, and the id to go on after, where there may be more."""
+    """Rows as they are written, and the id to go on after, where there may be more."""
 
     text: bytes
     count: int
@@ -84,5 +86,42 @@ def _cell(name: str, voucher: Voucher) -> str:
         return ""
     if isinstance(value, msgspec.Raw):
         return bytes(value).decode()
-    written = value if isinstance(value, str) else _encode(value).decode().strip('"')
+    return _harmless(value if isinstance(value, str) else _encode(value).decode().strip('"'))
+
+
+def _harmless(written: str) -> str:
     return f"'{written}" if written.startswith(FORMULA) else written
+
+
+async def audit_log_part(conn: db.Connection, caller: Caller, *, after: str | None) -> Part:
+    """Write up to PART_MAX entries of the audit log as a table, newest first, below the id of one.
+
+    It begins with its header where `after` is None.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    if after is None:
+        writer.writerow(audit_log.COLUMNS)
+    count, last = 0, after
+    while count < PART_MAX:
+        piece = await audit_log.page(
+            conn, caller, audit_log.Filters(),
+            after=None if last is None else ids.parse_id("aud", last), limit=PIECE,
+        )  # fmt: skip
+        for entry in piece:
+            values = (getattr(entry, name) for name in audit_log.COLUMNS)
+            writer.writerow([_plain(value) for value in values])
+        count += len(piece)
+        if len(piece) < PIECE:
+            return Part(text.getvalue().encode(), count, None)
+        last = piece[-1].id
+        await asyncio.sleep(0)
+    return Part(text.getvalue().encode(), count, last)
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == {}:
+        return ""
+    if isinstance(value, dict):
+        return _encode(value).decode()
+    return _harmless(value if isinstance(value, str) else _encode(value).decode().strip('"'))

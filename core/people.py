@@ -60,7 +60,7 @@ class _Person(msgspec.Struct, frozen=True):
 
 
 async def sign_up(
-    database: db.Database, settings: Settings, new: SignUp, visitor: Visitor, *, origin: str
+    database: db.Database, settings: Settings, new: SignUp, visitor: Visitor
 ) -> tuple[str, Session]:
     """Make a person, their account and their first project, and log them in.
 
@@ -89,7 +89,8 @@ async def sign_up(
             )  # fmt: skip
             await audit_log.write(
                 conn, sessions.caller_of(user_id, project_id, new.currency), "project.created",
-                ids.format_id("prj", project_id), {"name": new.project_name}, origin=origin,
+                ids.format_id("prj", project_id),
+                after={"name": new.project_name, "currency": new.currency},
             )  # fmt: skip
             token = await sessions.start(conn, user_id, visitor, secret=settings.secret)
     except db.UniqueViolation:

@@ -62,6 +62,7 @@ INVARIANTS: Final = {
     "I11": "gift cards are the sums of their entries, referrals reward each side once",
     "I12": "no row is another project's, and the wall between projects stands",
     "I13": "the figures shown are the ledger's",
+    "I14": "the audit logs are whole: no entry was changed or taken out",
 }
 
 
@@ -78,6 +79,7 @@ class Totals(msgspec.Struct, frozen=True):
     gift_cards: int
     gift_card_transactions: int
     rewards: int
+    audit_entries: int
     quarantined: int
     burned: int
     read_count: int
@@ -325,6 +327,7 @@ async def _check_ledger(
             "verify.gift_cards",
             "verify.referrals",
             "verify.strangers",
+            "verify.audit_logs",
         ):
             report.add_offenders(await db.many(conn, name, Offender, **scope))
         quarantine = await db.many(conn, "verify.quarantine", Quarantined, **scope)
@@ -348,6 +351,7 @@ async def _check_ledger(
         f"{_many(totals.gift_card_transactions, 'transaction')}, "
         f"{_many(totals.rewards, 'reward')}",
     )
+    report.checked("I14", f"{totals.audit_entries:,} of them")
     report.checked("I12", f"{_many(totals.redemptions, 'redemption')} and their parents")
     report.checked("I9", f"{totals.read_count:,} read, {totals.replayed_count:,} of them replayed")
     for sale in strict:

@@ -88,7 +88,8 @@ CREATE TABLE vf.api_keys (
 CREATE INDEX api_keys_revoked ON vf.api_keys (revoked_at) WHERE revoked_at IS NOT NULL;
 CREATE INDEX api_keys_changed ON vf.api_keys (changed_at) WHERE changed_at IS NOT NULL;
 
--- Append-only: vf_app may insert and read, never change.
+-- Who changed what, from where. Append-only: vf_app may insert and read, never change. number, hash: a chain, each entry
+-- sealed together with the one before (vf.chain_audit).
 CREATE TABLE vf.audit_log (
     project_id  uuid NOT NULL REFERENCES vf.projects (id),
     id          uuid NOT NULL,
@@ -98,7 +99,20 @@ CREATE TABLE vf.audit_log (
     detail      jsonb NOT NULL DEFAULT '{}',
     request_id  text,
     at          timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (project_id, id)
+    before      jsonb,
+    after       jsonb,
+    address     text,
+    number      bigint NOT NULL,
+    hash        bytea NOT NULL,
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT audit_log_number_key UNIQUE (project_id, number)
+);
+
+-- How long the audit log of a project is, and the hash of its last entry.
+CREATE TABLE vf.audit_heads (
+    project_id  uuid PRIMARY KEY REFERENCES vf.projects (id),
+    number      bigint NOT NULL,
+    hash        bytea NOT NULL
 );
 
 -- The answer to a write, kept so that a retry gets it again. Redemptions are their own record and are not here.
@@ -908,6 +922,11 @@ CREATE POLICY of_definer ON vf.flash_sales TO vf_definer USING (true);
 GRANT SELECT ON vf.api_keys, vf.projects, vf.leases, vf.vouchers, vf.flash_sales TO vf_definer;
 GRANT UPDATE (last_used_at) ON vf.api_keys TO vf_definer;
 
+-- Nobody who may add to an audit log may move its head.
+REVOKE INSERT, UPDATE ON vf.audit_heads FROM vf_app, vf_worker;
+CREATE POLICY of_definer ON vf.audit_heads TO vf_definer USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE ON vf.audit_heads TO vf_definer;
+
 -- People belong to no project: vf_app reaches them by the functions below alone.
 ALTER TABLE vf.sessions ENABLE ROW LEVEL SECURITY;
 ALTER TABLE vf.sessions FORCE ROW LEVEL SECURITY;
@@ -963,6 +982,36 @@ AS $$
       FROM vf.leases l JOIN vf.vouchers v ON v.project_id = l.project_id AND v.id = l.voucher_id
      WHERE l.state <> 'settled'
 $$;
+
+-- ---------------------------------------------------------------------------------------------
+-- The audit log
+
+-- What an entry is sealed with: all it says, and the seal of the entry before it.
+CREATE FUNCTION vf.audit_hash(p_before bytea, p_entry vf.audit_log) RETURNS bytea LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT sha256(p_before || convert_to(jsonb_build_array(
+        p_entry.project_id, p_entry.number, p_entry.id, p_entry.actor, p_entry.action, p_entry.target, p_entry.detail,
+        p_entry.before, p_entry.after, p_entry.address, p_entry.request_id, extract(epoch FROM p_entry.at))::text, 'UTF8'))
+$$;
+
+-- Numbers an entry and chains it to the one before. Entries of a project wait for each other until the commit, so they
+-- are written last in their transactions.
+CREATE FUNCTION vf.chain_audit() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    head vf.audit_heads;
+BEGIN
+    INSERT INTO vf.audit_heads AS h (project_id, number, hash) VALUES (NEW.project_id, 0, '')
+        ON CONFLICT (project_id) DO UPDATE SET number = h.number
+        RETURNING h.* INTO head;
+    NEW.number := head.number + 1;
+    NEW.at := clock_timestamp();
+    NEW.hash := vf.audit_hash(head.hash, NEW);
+    UPDATE vf.audit_heads h SET number = NEW.number, hash = NEW.hash WHERE h.project_id = NEW.project_id;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER audit_log_chain BEFORE INSERT ON vf.audit_log FOR EACH ROW EXECUTE FUNCTION vf.chain_audit();
 
 -- ---------------------------------------------------------------------------------------------
 -- People
@@ -1031,6 +1080,17 @@ AS $$
      ORDER BY p.id
 $$;
 
+-- Who is in the project that was entered.
+CREATE FUNCTION vf.members()
+RETURNS TABLE (user_id uuid, email text, name text, role text, created_at timestamptz)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT u.id, u.email, u.name, m.role, m.created_at
+      FROM vf.memberships m JOIN vf.users u ON u.id = m.user_id
+     WHERE m.project_id = (SELECT nullif(current_setting('app.project_id', true), '')::uuid)
+     ORDER BY m.created_at, u.id
+$$;
+
 -- Ends sessions of a person: one, or all but one; true where it ended any.
 CREATE FUNCTION vf.end_sessions(p_user uuid, p_one uuid, p_but uuid)
 RETURNS boolean
@@ -1049,6 +1109,7 @@ ALTER FUNCTION vf.authenticate(bytea) OWNER TO vf_definer;
 ALTER FUNCTION vf.revoked_since(timestamptz) OWNER TO vf_definer;
 ALTER FUNCTION vf.touch_keys(uuid[]) OWNER TO vf_definer;
 ALTER FUNCTION vf.live_leases() OWNER TO vf_definer;
+ALTER FUNCTION vf.chain_audit() OWNER TO vf_definer;
 ALTER FUNCTION vf.sign_up(uuid, uuid, text, text, text) OWNER TO vf_definer;
 ALTER FUNCTION vf.create_project(uuid, uuid, text, text, text) OWNER TO vf_definer;
 ALTER FUNCTION vf.person_by_email(text) OWNER TO vf_definer;
@@ -1056,6 +1117,7 @@ ALTER FUNCTION vf.open_session(uuid, uuid, bytea, bytea, text, text, interval) O
 ALTER FUNCTION vf.use_session(bytea, interval) OWNER TO vf_definer;
 ALTER FUNCTION vf.projects_of(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.end_sessions(uuid, uuid, uuid) OWNER TO vf_definer;
+ALTER FUNCTION vf.members() OWNER TO vf_definer;
 REVOKE CREATE ON SCHEMA vf FROM vf_definer;
 
 -- The history this database continues: the cluster, and the timeline it writes. It changes when the database is
@@ -2605,3 +2667,4 @@ INSERT INTO vf.event_clock DEFAULT VALUES;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA vf FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA vf TO vf_app, vf_worker;
+GRANT EXECUTE ON FUNCTION vf.audit_hash(bytea, vf.audit_log) TO vf_definer;

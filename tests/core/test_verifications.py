@@ -12,7 +12,7 @@ from tests.core.books import DIRECT, Books
 
 pytestmark = pytest.mark.anyio
 
-LOOKED_AT = {"I1", "I3", "I5", "I6", "I9", "I10", "I11", "I12", "I13"}
+LOOKED_AT = {"I1", "I3", "I5", "I6", "I9", "I10", "I11", "I12", "I13", "I14"}
 
 
 @pytest.fixture

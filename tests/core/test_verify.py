@@ -71,8 +71,28 @@ TAKEN = (
     " 'period', '', 'used', discount_minor))) where lease_id = '{DIRECT}'"
 )
 
+THREE_ENTRIES = (
+    "insert into vf.audit_log (project_id, id, actor, action, target) "
+    "select '{PROJECT}', gen_random_uuid(), 'key', 'changed', 't' from generate_series(1, 3);"
+)
+
 # What is done to the books, which invariants say so, and the sentence that names it.
 FRAUDS: dict[str, tuple[str, set[str], str]] = {
+    "an entry of the audit log that says something else now": (
+        THREE_ENTRIES + "update vf.audit_log set actor = 'somebody else' where number = 2",
+        {"I14"},
+        "an entry of the audit log is as it was written",
+    ),
+    "an entry that was taken out of the audit log": (
+        THREE_ENTRIES + "delete from vf.audit_log where number = 2",
+        {"I14"},
+        "the audit log has no gap",
+    ),
+    "an audit log whose end was cut off": (
+        THREE_ENTRIES + "delete from vf.audit_log where number = 3",
+        {"I14"},
+        "the audit log ends where it ended",
+    ),
     "a row under another project's lease": (
         "alter table vf.quarantine drop constraint quarantine_lease;"
         "insert into vf.quarantine (project_id, lease_id, seq, reason, entry)"

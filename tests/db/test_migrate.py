@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from core import db
+from core import db, verify
 from core.db import audit, migrate, roles
 from core.db.migrate import MIGRATIONS_DIR, MigrationRefused
 from core.local import Servers
@@ -85,6 +85,43 @@ async def test_the_migrations_end_in_the_schema_that_is_written_down(
     written = dump(empty.database_dsn("owner"))
     assert written.count("CREATE POLICY") > 20, "the dump shows policies"
     assert dump(settings.database_dsn("owner")) == written
+
+
+async def test_a_database_of_before_gets_owners_and_a_chain(
+    empty: Settings, data_dir: Path
+) -> None:
+    before = data_dir / "before"
+    before.mkdir()
+    for path in sorted(MIGRATIONS_DIR.glob("00[01]*.sql")) + sorted(
+        MIGRATIONS_DIR.glob("002[0-5]*.sql")
+    ):
+        (before / path.name).write_text(path.read_text())
+    await migrate.migrate(empty, directory=before)
+    raw = await asyncpg.connect(empty.database_dsn("owner"))
+    await raw.execute(
+        """
+        insert into vf.accounts (id, name) select gen_random_uuid(), 'A' from generate_series(1, 2);
+        insert into vf.users (id, account_id, email, password_hash)
+        select gen_random_uuid(), id, id || '@example.com', '' from vf.accounts;
+        insert into vf.projects (id, account_id, name)
+        select gen_random_uuid(), id, 'P' from vf.accounts;
+        insert into vf.audit_log (project_id, id, actor, action, target)
+        select p.id, gen_random_uuid(), 'key', 'changed', 't'
+          from vf.projects p, generate_series(1, 3);
+        """
+    )
+
+    await migrate.migrate(empty)
+
+    owners = await raw.fetch(
+        "select m.role from vf.memberships m join vf.users u on u.id = m.user_id "
+        "join vf.projects p on p.id = m.project_id and p.account_id = u.account_id"
+    )
+    assert [row["role"] for row in owners] == ["owner", "owner"]
+    await raw.close()
+    report = await verify.examine(empty)
+    assert report.findings["I14"] == []
+    assert report.figures["I14"] == "6 of them"
 
 
 async def test_a_second_run_changes_nothing(empty: Settings) -> None:

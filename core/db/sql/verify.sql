@@ -19,6 +19,7 @@ SELECT (SELECT count(*) FROM vf.vouchers k WHERE @project::uuid IS NULL OR k.pro
        (SELECT count(*) FROM vf.gift_card_transactions k
          WHERE @project::uuid IS NULL OR k.project_id = @project) AS gift_card_transactions,
        (SELECT count(*) FROM vf.referral_rewards k WHERE @project::uuid IS NULL OR k.project_id = @project) AS rewards,
+       (SELECT count(*) FROM vf.audit_log k WHERE @project::uuid IS NULL OR k.project_id = @project) AS audit_entries,
        (SELECT count(*) FROM vf.quarantine k WHERE @project::uuid IS NULL OR k.project_id = @project) AS quarantined,
        (SELECT coalesce(sum(k.burned), 0)::bigint FROM vf.leases k
          WHERE @project::uuid IS NULL OR k.project_id = @project) AS burned,
@@ -499,6 +500,36 @@ SELECT 'I12' AS invariant, 'a row''s parent is its own project''s' AS what, c.pr
   FROM child c JOIN owner o ON o.parent = c.parent AND o.id = c.parent_id AND o.project_id <> c.project_id
  WHERE @project::uuid IS NULL OR c.project_id = @project
  ORDER BY c.prefix, c.subject, c.parent LIMIT @rows_max::bigint;
+
+-- name: audit_logs :many
+-- Operator: I14, every entry of an audit log against the chain, and every chain against its head.
+WITH chain AS (
+    SELECT a.project_id, a.id, a.number, a.hash,
+           row_number() OVER w AS place,
+           vf.audit_hash(coalesce(lag(a.hash) OVER w, ''), a) AS seal
+      FROM vf.audit_log a
+     WHERE @project::uuid IS NULL OR a.project_id = @project
+    WINDOW w AS (PARTITION BY a.project_id ORDER BY a.number)
+), offender (what, project_id, prefix, subject, detail, expected, found) AS (
+    SELECT 'the audit log has no gap', c.project_id, 'aud', c.id, NULL::text, c.place, c.number
+      FROM chain c WHERE c.number <> c.place
+    UNION ALL
+    SELECT 'an entry of the audit log is as it was written', c.project_id, 'aud', c.id,
+           'number ' || c.number, 1, 0
+      FROM chain c WHERE c.hash <> c.seal
+    UNION ALL
+    SELECT 'the audit log ends where it ended', p.id, 'prj', p.id, NULL, coalesce(h.number, 0), coalesce(l.number, 0)
+      FROM vf.projects p
+      LEFT JOIN vf.audit_heads h ON h.project_id = p.id
+      LEFT JOIN (SELECT DISTINCT ON (c.project_id) c.project_id, c.number, c.hash FROM chain c
+                  ORDER BY c.project_id, c.number DESC) l ON l.project_id = p.id
+     WHERE (@project::uuid IS NULL OR p.id = @project) AND (h.number, h.hash) IS DISTINCT FROM (l.number, l.hash)
+), numbered AS (
+    SELECT k.*, count(*) OVER (PARTITION BY k.what) AS offenders,
+           row_number() OVER (PARTITION BY k.what ORDER BY k.subject) AS place FROM offender k
+)
+SELECT 'I14' AS invariant, k.what, k.project_id, k.prefix, k.subject, k.detail, k.expected, k.found, k.offenders
+  FROM numbered k WHERE k.place <= @rows_max::bigint ORDER BY k.what, k.place;
 
 -- name: live_of_projects :many
 -- Operator: I13, what the ledger itself says of the projects that redeemed most.
