@@ -39,6 +39,7 @@ the nouns
   referrals       /v1/referrals
   api_keys        /v1/api-keys
   people          /v1/auth
+  projects        /v1/projects
   events          /v1/events
   audit_log       /v1/audit-log, and as a table
   analytics       /v1/analytics

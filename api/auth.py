@@ -9,21 +9,23 @@ Every operation needs the scope of its noun, `vouchers:read` for GET and what ch
 
 from typing import Any, Final
 
+import msgspec
 from litestar import Request
 from litestar.handlers import BaseRouteHandler
 
 from api.lifespan import Services
-from core import ids, sessions
+from core import ids, projects, sessions
 from core.api_keys import Caller
 from core.errors import (
     Forbidden,
     Invalid,
     InvalidCsrfToken,
     MissingScope,
+    NotFound,
     OriginNotAllowed,
     Unauthenticated,
 )
-from core.sessions import Session, Visitor
+from core.sessions import Role, Session, Visitor
 
 # A key has 55 characters; a header far longer is not one and is not looked at.
 _HEADER_LENGTH_MAX: Final = 512
@@ -103,10 +105,9 @@ async def any_caller(request: Request[Any, Any, Any]) -> Caller:
     NotFound, Unavailable.
     """
     services: Services = request.app.state.services
-    authorization = _header(request, b"authorization")
-    if authorization is None and session_token(request) is not None:
+    if _is_person(request):
         return await _person(request)
-    caller = await caller_of(services, authorization)
+    caller = await caller_of(services, _header(request, b"authorization"))
     if caller.scopes is not None:
         route: BaseRouteHandler = request.route_handler
         require_scope(caller, scope_of(str(getattr(route, "operation_id", "")), request.method))
@@ -134,6 +135,46 @@ async def session_of(request: Request[Any, Any, Any]) -> Session:
         given = _header(request, CSRF.lower().encode()) or b""
         sessions.check_csrf(token, given.decode("latin-1"), secret=secret)
     return session
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A project, who asks of it, and what they are in it; a key has no role."""
+
+    caller: Caller
+    role: Role | None
+
+
+async def places(request: Request[Any, Any, Any]) -> list[Place]:
+    """Return the projects of who asks, by id: a person's, or a key's one. Raises: as `place`."""
+    if _is_person(request):
+        session = await session_of(request)
+        return [Place(session.caller(one.project_id), one.role) for one in session.memberships]
+    return [Place(await secret_caller(request), None)]
+
+
+async def place(
+    request: Request[Any, Any, Any], public_id: str, *, is_put_away: bool = False
+) -> Place:
+    """Return who asks of a project that is named in the address.
+
+    `is_put_away`: a write that an archived project takes, too.
+    Raises: NotFound, also for a project of others; else as `secret_caller`.
+    """
+    project_id = ids.parse_id("prj", public_id)
+    if not _is_person(request):
+        caller = await secret_caller(request)
+        if caller.project_id != project_id:
+            raise NotFound(projects.NO_PROJECT)
+        return Place(caller, None)
+    session = await session_of(request)
+    membership = session.membership(project_id)
+    if request.method != "GET":
+        sessions.require_writer(membership, is_put_away=is_put_away)
+    return Place(session.caller(project_id), membership.role)
+
+
+def _is_person(request: Request[Any, Any, Any]) -> bool:
+    return _header(request, b"authorization") is None and session_token(request) is not None
 
 
 async def _person(request: Request[Any, Any, Any]) -> Caller:

@@ -36,6 +36,12 @@ def key_of(value: bytes | None) -> str | None:
     return text
 
 
+def given_key(request: "Request[Any, Any, Any]") -> str | None:
+    """Return the key of a request, None where it has none. Raises: Invalid."""
+    headers = request.scope["headers"]
+    return key_of(next((v for k, v in headers if k == b"idempotency-key"), None))
+
+
 class Write:
     """One write in its transaction: do the work on `conn` unless `is_done`, then `answer`."""
 
@@ -96,8 +102,7 @@ async def write(
     Raises: Invalid, RequestInFlight, IdempotencyMismatch, Unavailable, OutcomeUnknown.
     """
     services: Services = request.app.state.services
-    headers = request.scope["headers"]
-    key = key_of(next((v for k, v in headers if k == b"idempotency-key"), None))
+    key = given_key(request)
     fingerprint = b""
     if key is not None:
         about = f"idempotency {request.method} {request.scope['path']} ".encode()

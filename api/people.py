@@ -24,6 +24,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     currency: str
     time_zone: str
+    status: str
     role: Role
 
 
@@ -54,7 +55,7 @@ def shown(services: Services, token: str, session: Session) -> Me:
         projects=[
             Membership(
                 id=ids.format_id("prj", one.project_id), name=one.name, currency=one.currency,
-                time_zone=one.time_zone, role=one.role,
+                time_zone=one.time_zone, status=one.status, role=one.role,
             )
             for one in session.memberships
         ],

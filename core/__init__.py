@@ -18,6 +18,7 @@ commands and processes
   local           the embedded PostgreSQL and Valkey
 
 operations
+  deletions       deleted projects: sales closed, all settled, then nothing left
   redeemer        the one way in for a redeem or a claim, whoever decides it
   plain_redeems   … and what the compiled doors take and answer by themselves
   qualifications  what a customer can get for a cart
@@ -54,7 +55,8 @@ operations
   people          who has an account: sign up, log in
   events          what happened: published in commit order, listed for 30 days
   lookups         throttling of guesses at secret codes and passwords
-  tenants         accounts, projects, users
+  tenants         accounts, projects and users that no person made
+  projects        make, change, put away
   sessions        where people are logged in, and what they may do
   api_keys        keys: make, check, cache, revoke
   audit_log       who changed what

@@ -10,9 +10,9 @@ from uuid import UUID
 
 import msgspec
 
-from core import audit_log, db, ids, lookups, passwords, sessions, tenants
+from core import db, ids, lookups, passwords, projects, sessions
 from core.errors import AlreadyExists, Invalid, Unauthenticated
-from core.rules import schedules
+from core.projects import NewProject
 from core.sessions import Session, Visitor
 from core.settings import Settings
 from core.shapes import Text
@@ -33,7 +33,6 @@ EMAIL_LENGTH_MAX: Final = 254
 Email = Annotated[str, msgspec.Meta(min_length=3, max_length=EMAIL_LENGTH_MAX)]
 # Length is what counts; the largest keeps a hash short.
 Password = Annotated[str, msgspec.Meta(min_length=10, max_length=128)]
-ProjectName = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
 
 class SignUp(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -42,7 +41,7 @@ class SignUp(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     email: Email
     password: Password
     name: Text | None = None
-    project_name: ProjectName = "My shop"
+    project_name: projects.Name = "My shop"
     currency: str = "EUR"
     time_zone: str = "UTC"
 
@@ -67,8 +66,8 @@ async def sign_up(
     Raises: Invalid, AlreadyExists for the e-mail, TooManyAttempts.
     """
     email = read_email(new.email)
-    tenants.check_currency(new.currency)
-    schedules.check_time_zone(new.time_zone, field="time_zone")
+    project = NewProject(name=new.project_name, currency=new.currency, time_zone=new.time_zone)
+    projects.check(project)
     scope = f"sign-up address:{visitor.address}"
     async with database.transaction(NO_PROJECT, reads_only=True) as conn:
         await lookups.check(conn, NO_PROJECT, {scope: ADDRESS_SIGN_UPS_MAX})
@@ -82,16 +81,7 @@ async def sign_up(
                 user_id=user_id, account_id=ids.new(), email=email, person_name=new.name,
                 password_hash=password_hash,
             )  # fmt: skip
-            await db.run(
-                conn, "people.create_project",
-                user_id=user_id, project_id=project_id, project_name=new.project_name,
-                currency=new.currency, time_zone=new.time_zone,
-            )  # fmt: skip
-            await audit_log.write(
-                conn, sessions.caller_of(user_id, project_id, new.currency), "project.created",
-                ids.format_id("prj", project_id),
-                after={"name": new.project_name, "currency": new.currency},
-            )  # fmt: skip
+            await projects.insert(conn, user_id, project_id, project)
             token = await sessions.start(conn, user_id, visitor, secret=settings.secret)
     except db.UniqueViolation:
         raise AlreadyExists(

@@ -25,7 +25,6 @@ from core.shared_commits import Ask, Decision, SharedCommits
 
 # A refusal that was judged from cached terms is only given when they are younger than this.
 TERMS_REFUSE_S: Final = 1.0
-ROLLBACK_WINDOW: Final = timedelta(minutes=30)
 NO_REDEMPTION: Final = "There is no redemption with this id."
 
 
@@ -515,7 +514,7 @@ async def roll_back(
     *,
     code: str | None = None,
 ) -> RolledBack | Refusal:
-    """Give the unit of a redemption back, once, within 30 minutes; the row stays.
+    """Give the unit of a redemption back, once, within the project's window; the row stays.
 
     With `code`, only a redemption of that voucher. Call `SaleDesk.give_back` after the commit.
     Refuses: already_rolled_back, rollback_window_passed, not_settled_yet. Raises: NotFound.
@@ -534,7 +533,6 @@ async def roll_back(
         project_id=caller.project_id,
         id=redemption_id,
         reason=reason,
-        window=ROLLBACK_WINDOW,
     )
     assert done is not None
     if done.outcome == "rolled_back":
@@ -558,7 +556,6 @@ async def roll_back_part(
     outcome = await db.value(
         conn, "redemptions.roll_back_part", str,
         project_id=caller.project_id, id=redemption_id, amount=amount_minor, reason=reason,
-        window=ROLLBACK_WINDOW,
     )  # fmt: skip
     if outcome == "rolled_back":
         return None
@@ -578,8 +575,10 @@ async def _not_rolled_back(
                 code="already_rolled_back", detail="This redemption was rolled back before."
             )
         case _:
-            minutes = int(ROLLBACK_WINDOW.total_seconds()) // 60
+            window_s = await db.value(
+                conn, "redemptions.rollback_window_s", int, project_id=caller.project_id
+            )
             return Refusal(
                 code="rollback_window_passed",
-                detail=f"A redemption can be rolled back for {minutes} minutes.",
+                detail=f"A redemption can be rolled back for {window_s // 60} minutes.",
             )

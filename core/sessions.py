@@ -44,6 +44,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     currency: str
     time_zone: str
+    status: str
     role: Role
 
 
@@ -87,10 +88,15 @@ def caller_of(user_id: UUID, project_id: UUID, currency: str) -> Caller:
     return Caller(project_id, None, "SECRET", currency, exponent, user_id)
 
 
-def require_writer(membership: Membership) -> None:
-    """Let everybody pass but who may only read. Raises: Forbidden."""
+def require_writer(membership: Membership, *, is_put_away: bool = False) -> None:
+    """Let everybody pass but who may only read; nobody in a project that is put away.
+
+    `is_put_away`: but for this. Raises: Forbidden.
+    """
     if membership.role == "analyst":
         raise Forbidden("An analyst of this project may look at everything and change nothing.")
+    if membership.status != "active" and not is_put_away:
+        raise Forbidden("The project is archived, or being deleted: nothing in it changes.")
 
 
 async def start(conn: db.Connection, user_id: UUID, visitor: Visitor, *, secret: str) -> str:

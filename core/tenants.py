@@ -3,9 +3,7 @@
 from typing import Final
 from uuid import UUID
 
-from core import api_keys, db, ids, passwords
-from core.errors import Invalid
-from core.rules import money
+from core import api_keys, db, ids, passwords, projects
 
 PLANS: Final = ("free", "starter", "growth", "scale", "enterprise")
 
@@ -31,8 +29,8 @@ async def create_user(conn: db.Connection, account_id: UUID, *, email: str, pass
 async def create_project(
     conn: db.Connection, account_id: UUID, *, name: str, currency: str, time_zone: str = "UTC"
 ) -> UUID:
-    """Make a project that nobody owns yet. Raises: Invalid, as `check_currency`."""
-    check_currency(currency)
+    """Make a project that nobody owns yet. Raises: Invalid, as `projects.check_currency`."""
+    projects.check_currency(currency)
     project_id = ids.new()
     await db.run(
         conn, "tenants.create_project", id=project_id, account_id=account_id,
@@ -52,9 +50,3 @@ async def create_first_key(
     """Make a key nobody's key asked for, and return its full text. `secret` is the server's."""
     new = api_keys.NewKey(kind=kind, name=name)
     return (await api_keys.insert(conn, project_id, new, secret=secret))[1]
-
-
-def check_currency(currency: str) -> None:
-    """Raises: Invalid for a currency ISO 4217 does not know."""
-    if money.exponent_of(currency) is None:
-        raise Invalid("currency must be a code of ISO 4217, such as EUR", field="currency")

@@ -21,6 +21,7 @@ from core import (
     batches,
     campaigns,
     conversions,
+    deletions,
     events,
     holds,
     publications,
@@ -83,6 +84,7 @@ async def run(settings: Settings) -> None:
             await ledger.sweep(database)
             await attributions.sweep(database)
             await conversions.sweep(database, vault)
+            await deletions.sweep(database, desk)
             await events.tell_what_time_brings(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)

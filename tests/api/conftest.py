@@ -6,9 +6,12 @@ project        module   a project of this file's own
 client         module   httpx.Client with the project's secret key
 browser        module   httpx.Client with its publishable key
 stranger       module   httpx.Client with another project's secret key
+visitor        test     a function that opens a browser of nobody, at an address of its own
+sign_up        test     a function that makes a person who is logged in: sign_up(name="Anna")
 """
 
 import asyncio
+import itertools
 import os
 import socket
 import subprocess
@@ -22,13 +25,16 @@ import httpx
 import msgspec
 import pytest
 
-from core import tenants
+from core import ids, tenants
 from core.db import Database
 from core.local import Servers
 from core.settings import PROJECT_ROOT, Settings
 from tests.conftest import TEMPLATE, fresh_database, settings_on, temporary_data_dir
 
 START_TIMEOUT_S = 20.0
+PASSWORD = "correct horse battery"
+_people = itertools.count(1)
+_hosts = itertools.count(2)
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -184,3 +190,58 @@ def browser(api: Api, project: Project) -> Iterator[httpx.Client]:
 def stranger(api: Api, make_project: Callable[..., Project]) -> Iterator[httpx.Client]:
     with api.client(make_project().secret_key) as client:
         yield client
+
+
+class Person:
+    """Somebody with a browser, who has signed up."""
+
+    def __init__(self, http: httpx.Client, email: str, me: dict[str, object]) -> None:
+        self.http = http
+        self.email = email
+        self.me = me
+        self.project = str(me["projects"][0]["id"])
+
+    @property
+    def token(self) -> str:
+        return str(self.http.cookies["vauchflow_session"])
+
+    def writes(self, project: str | None = None) -> dict[str, str]:
+        return {
+            "X-CSRF-Token": str(self.me["csrf_token"]),
+            "VauchFlow-Project": project or self.project,
+        }
+
+
+@pytest.fixture
+def visitor(api: Api) -> Iterator[Callable[[], httpx.Client]]:
+    """A function that opens a browser without cookies, at an address of its own."""
+    opened: list[httpx.Client] = []
+
+    def open_browser() -> httpx.Client:
+        transport = httpx.HTTPTransport(local_address=f"127.0.0.{next(_hosts)}")
+        opened.append(httpx.Client(base_url=api.base_url, transport=transport, timeout=10.0))
+        return opened[-1]
+
+    yield open_browser
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture
+def sign_up(visitor: Callable[[], httpx.Client]) -> Callable[..., Person]:
+    def make(**more: str) -> Person:
+        http = visitor()
+        email = f"person{next(_people)}@example.com"
+        answer = http.post("/v1/auth/sign-up", json={"email": email, "password": PASSWORD, **more})
+        assert answer.status_code == 201, answer.text
+        return Person(http, email, answer.json())
+
+    return make
+
+
+def join(api: Api, person: Person, other: Person, role: str) -> None:
+    """Make a person a member of another's project."""
+    api.rows(
+        "insert into vf.memberships (project_id, user_id, role) values ($1, $2, $3)",
+        ids.parse_id("prj", other.project), ids.parse_id("usr", str(person.me["id"])), role,
+    )  # fmt: skip

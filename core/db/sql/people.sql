@@ -4,10 +4,6 @@
 -- Stores a new person with an account of their own.
 SELECT vf.sign_up(@user_id, @account_id, @email, @person_name, @password_hash);
 
--- name: create_project :exec
--- Stores a new project of a person's account, which they own.
-SELECT vf.create_project(@user_id, @project_id, @project_name, @currency, @time_zone);
-
 -- name: by_email :one
 -- What a log-in with this e-mail is checked against.
 SELECT user_id, password_hash FROM vf.person_by_email(@email);

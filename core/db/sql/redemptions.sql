@@ -105,11 +105,18 @@ SELECT v.id FROM vf.vouchers v WHERE v.project_id = @project_id AND v.code_norm 
 -- name: roll_back :one
 -- Gives a redemption's unit back, once.
 SELECT outcome, voucher_id, lease_id, lease_state, customer_id
-  FROM vf.roll_back(@project_id, @id, @reason, @window);
+  FROM vf.roll_back(@project_id, @id, @reason,
+                    (SELECT make_interval(secs => p.rollback_window_s) FROM vf.projects p WHERE p.id = @project_id));
 
 -- name: roll_back_part :one
 -- Gives a part of a redemption's discount back.
-SELECT vf.roll_back_part(@project_id, @id, @amount, @reason, @window) AS outcome;
+SELECT vf.roll_back_part(
+    @project_id, @id, @amount, @reason,
+    (SELECT make_interval(secs => p.rollback_window_s) FROM vf.projects p WHERE p.id = @project_id)) AS outcome;
+
+-- name: rollback_window_s :one
+-- For how long the project's redemptions can be rolled back.
+SELECT p.rollback_window_s FROM vf.projects p WHERE p.id = @project_id;
 
 -- name: lease_of_tag :one
 -- The lease a win's id was drawn from, to tell "not settled yet" from "never existed".

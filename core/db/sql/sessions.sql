@@ -10,7 +10,7 @@ SELECT session_id, user_id, email, name, created_at, expires_at FROM vf.use_sess
 
 -- name: projects :many
 -- A person's projects and their role in each.
-SELECT project_id, name, currency, time_zone, role FROM vf.projects_of(@user_id);
+SELECT project_id, name, currency, time_zone, status, role FROM vf.projects_of(@user_id);
 
 -- name: end :one
 -- Ends one session of a person, or all but one; whether it ended any.
