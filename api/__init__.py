@@ -42,6 +42,7 @@ the nouns
   projects        /v1/projects
   events          /v1/events
   audit_log       /v1/audit-log, and as a table
+  webhooks        /v1/webhooks
   analytics       /v1/analytics
   health          /healthz and /readyz
   docs            /openapi.json and /docs

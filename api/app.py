@@ -40,6 +40,7 @@ from api import (
     referrals,
     segments,
     vouchers,
+    webhooks,
 )
 from api.doors import Doors
 from api.errors import Answer
@@ -69,6 +70,7 @@ ROUTES: Final[list[HTTPRouteHandler]] = [
     *projects.ROUTES,
     *events.ROUTES,
     *audit_log.ROUTES,
+    *webhooks.ROUTES,
     *analytics.ROUTES,
     *health.ROUTES,
     *metrics.ROUTES,

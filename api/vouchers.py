@@ -85,8 +85,7 @@ async def validate(request: Req, code: str) -> Response[bytes]:
     caller = await auth.any_caller(request)
     _, question = await bodies.received(request, Question)
     services: Services = request.app.state.services
-    reads_only = question.customer is None
-    async with services.database.transaction(caller.project_id, reads_only=reads_only) as conn:
+    async with services.database.transaction(caller.project_id) as conn:
         await validations.meet(conn, caller, question)
         return answers.ok(await validations.validate(conn, caller, code, question))
 

@@ -9,6 +9,7 @@ commands and processes
   reconciler      the write-behind of fast sales: Redis's stream into the ledger, and settling
   worker          the clock's hand: opens, closes, grows and re-arms sales; tidies up
   transfers       `import` and `export`: vouchers from and into a file
+  forwarding      `listen` and `trigger`: events for a developer's own machine
   doctor          says whether this set-up can keep the promise
   verifications   looks at the books again and again, for /metrics
   verify          proves the books
@@ -53,6 +54,8 @@ operations
   segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, from the ledger
   people          who has an account: sign up, log in
+  deliveries      events on their way to webhooks
+  webhooks        who is told of events, and how it is signed
   events          what happened: published in commit order, listed for 30 days
   lookups         throttling of guesses at secret codes and passwords
   tenants         accounts, projects and users that no person made
@@ -69,6 +72,7 @@ floors that know no noun
   seats           a worker's place on its node, and the marks kept there
   shapes          types of request members that several nouns share
   passwords       argon2id, a few at once
+  outbound        requests to addresses that customers chose
   data_dir        who holds the data directory, and private files in it
   logs            how log lines are written
   processes       child processes that cannot outlive their parent

@@ -281,6 +281,38 @@ def _bar(doing: str) -> Iterator[Callable[[int, int | None], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+_url = click.option("--url", help="The API's address.  [default: the demo project's]")
+_key = click.option("--key", help="A secret key: vf_sk_…  [default: the demo project's]")
+
+
+@main.command()
+@click.option("--forward-to", required=True, help="Your receiver: http://localhost:3000/hook")
+@_url
+@_key
+@_data_dir
+def listen(forward_to: str, url: str | None, key: str | None, data_dir: Path | None) -> None:
+    """Hand every new event to an address of this machine, signed like a webhook's."""
+    from core import forwarding
+
+    with _plain_failures(), contextlib.suppress(KeyboardInterrupt):
+        desk = forwarding.Desk(_settings(data_dir).data_dir, url, key)
+        asyncio.run(forwarding.listen(desk, forward_to, lambda line: print(line, flush=True)))
+
+
+@main.command()
+@click.argument("type")
+@_url
+@_key
+@_data_dir
+def trigger(type: str, url: str | None, key: str | None, data_dir: Path | None) -> None:
+    """Have an example of an event told to all webhooks and listeners: voucher.redeemed."""
+    from core import forwarding
+
+    with _plain_failures():
+        forwarding.trigger(forwarding.Desk(_settings(data_dir).data_dir, url, key), type)
+    print(f"told {type}")
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @_data_dir

@@ -54,6 +54,7 @@ REFUSALS: Final = _register(
         ("not_settled_yet", "The redemption is on its way into the ledger; ask again shortly."),
         ("receipt_void", "The unit of this receipt was given back, or released to others."),
         ("not_written_off", "A number that was to be released is sold, at Redis, or no number."),
+        ("too_many_webhooks", "The project has as many webhooks as it may have."),
         ("sale_live", "The sale is armed or open: its terms are frozen until it ends."),
         ("sale_over", "The sale is closed for good; make another one."),
         ("sale_not_open", "The sale is not open, so that cannot be done with it."),

@@ -4,8 +4,7 @@ A commit of many redemptions is one row here and one event a redemption where it
 of it is written again, and what a redemption said is read from the ledger.
 """
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -31,6 +30,8 @@ TYPES: Final[dict[str, str]] = {
     "voucher.disabled": "It was switched off.",
     "voucher.enabled": "It was switched on again.",
     "voucher.expired": "Its time is over, and it could still have been redeemed.",
+    "voucher.validated": "Somebody asked whether it would work; only where a webhook names this "
+    "type.",
     "voucher.redeemed": "One redemption, whoever decided it.",
     "batch.completed": "All vouchers of a batch are made.",
     "campaign.created": "It was made, or cloned from another.",
@@ -59,10 +60,16 @@ TYPES: Final[dict[str, str]] = {
     "flash_sale.sold_out": "Nothing of its stock is left; told again after more stock.",
     "flash_sale.closed": "It is over; what was won may still be on its way into the books.",
     "flash_sale.released": "Numbers that were written off are sold again.",
+    "webhook.test": "Somebody asked for an example; it comes as the type it is one of.",
     "flash_sale.settled": "All of a lease's wins are in the books. After Redis lost data the sale "
     "goes on under another lease, which settles, too.",
 }
 """Every type there is, and when it is told."""
+
+NOUNS: Final = frozenset(name.partition(".")[0] for name in TYPES)
+
+TEST: Final = "webhook.test"
+"""What an example is stored as; it is shown and sent as the type it is one of."""
 
 # How long an event can be read; what the API says.
 KEEP_DAYS: Final = 30
@@ -84,13 +91,17 @@ _log = structlog.get_logger("vauchflow.events")
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What happened to `subject`, the public id of an object; `data` depends on the type."""
+    """What happened to `subject`, the public id of an object; `data` depends on the type.
+
+    `is_test`: it is an example, and nothing happened.
+    """
 
     id: str
     type: str
     created_at: datetime
     subject: str
     data: dict[str, Any]
+    is_test: bool = False
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -151,6 +162,21 @@ async def page(
     return await show(conn, caller, found[:limit])
 
 
+async def of_ids(
+    conn: db.Connection, caller: Caller, event_ids: Iterable[UUID]
+) -> dict[UUID, Event]:
+    """Return those of some events that are not forgotten."""
+    wanted = list(event_ids)
+    rows = await db.many(
+        conn, "events.by_ids", Stored,
+        project_id=caller.project_id, ids=list({_row_id(one) for one in wanted}),
+    )  # fmt: skip
+    by_id = {row.id: row for row in rows}
+    there = [one for one in wanted if _row_id(one) in by_id]
+    found = [(by_id[_row_id(one)], one.int & _PLACES) for one in there]
+    return dict(zip(there, await show(conn, caller, found), strict=True))
+
+
 async def get(conn: db.Connection, caller: Caller, public_id: str) -> Event:
     """Return one event. Raises: NotFound, also of one that is older than 30 days."""
     event_id = ids.parse_id("evt", public_id)
@@ -184,6 +210,8 @@ async def show(
 
 def _event(row: Stored, place: int, told: dict[tuple[UUID, int], _Told], caller: Caller) -> Event:
     public_id = ids.format_number("evt", row.id.int + place)
+    if row.type == TEST:
+        return _example(public_id, row)
     if row.first_seq is None:
         prefix = _PREFIXES[row.type.partition(".")[0]]
         if row.type == "gift_card.issued" and row.data.get("count", 1) > 1:
@@ -206,6 +234,24 @@ def _event(row: Stored, place: int, told: dict[tuple[UUID, int], _Told], caller:
         "redeemed_at": one.redeemed_at,
     }
     return Event(public_id, row.type, row.at, ids.format_id("vch", one.voucher_id), data)
+
+
+def _example(public_id: str, row: Stored) -> Event:
+    """Return what an event of the type would look like, of objects that there are not."""
+    name = str(row.data["type"])
+    noun = name.partition(".")[0]
+    subject = ids.format_id(_PREFIXES.get(noun, "whk"), row.subject)
+    data: dict[str, Any] = {"name": "Example"}
+    if noun == "voucher":
+        data = {"code": "EXAMPLE", "campaign_id": None}
+    if name == "voucher.redeemed":
+        data |= {
+            "redemption_id": ids.format_id("rdm", row.subject), "flash_sale_id": None, "seq": 1,
+            "customer_id": "cust_example", "order_id": None, "order_value": msgspec.Raw(b"89.99"),
+            "discount_applied": msgspec.Raw(b"18.00"), "currency": "EUR", "metadata": {},
+            "redeemed_at": row.at,
+        }  # fmt: skip
+    return Event(public_id, name, row.at, subject, data, is_test=True)
 
 
 def _data(row: Stored, exponent: int) -> dict[str, Any]:
@@ -252,21 +298,6 @@ async def publish(conn: db.Connection) -> Published:
     done = await db.one(conn, "events.publish", Published, rows_max=ROWS_MAX, events_max=EVENTS_MAX)
     assert done is not None
     return done
-
-
-async def run(database: db.Database) -> None:
-    """Publish until cancelled. Several workers may run it; one at a time does."""
-    while True:
-        left = 0
-        try:
-            async with database.transaction(None) as conn:
-                left = (await publish(conn)).row_count
-        except (Unavailable, OutcomeUnknown) as error:
-            _log.warning("publishing_waits", error=str(error))
-        except Exception:
-            _log.exception("publishing_broken")
-        if left == 0:
-            await asyncio.sleep(LOOK_S)
 
 
 async def tell_what_time_brings(database: db.Database) -> None:

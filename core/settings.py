@@ -7,6 +7,7 @@ beside its use, not a field here; the cap is 25 fields.
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import secrets
 import sys
@@ -68,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The least level that is written."""
     backlog_max: int = 200_000
     """Answered flash wins, in units, that may wait for PostgreSQL; frozen in a lease at arming."""
+    webhook_allow: str = ""
+    """Networks that webhooks may reach though not public, and by http, too: 10.0.0.0/8, ::1."""
     trim_keep_s: int = 3_600
     """Seconds a settled win stays in the stream: what a restored PostgreSQL can be given back."""
 
@@ -221,6 +224,11 @@ def _check_ranges(settings: Settings) -> None:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} must start with {' or '.join(s + '://' for s in schemes)}"
             )
+    try:
+        for text in filter(None, map(str.strip, settings.webhook_allow.split(","))):
+            ipaddress.ip_network(text)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}WEBHOOK_ALLOW must list networks: {error}") from None
     if len(settings.secret) < SECRET_CHARACTERS_MIN:
         raise SettingsError(
             f"{PREFIX}SECRET must have at least {SECRET_CHARACTERS_MIN} characters; make one "

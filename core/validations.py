@@ -113,10 +113,19 @@ async def validate(
 
     Without a customer the customer's limit is not judged; an order without a value is worth
     nothing. Under a fast sale the rest is what the ledger knows, some milliseconds late.
-    Raises: NotFound, Invalid.
+    It is an event where a webhook names that type. Raises: NotFound, Invalid.
     """
     stored = await vouchers.find(conn, caller, code_or_id)
-    return await _judged(conn, caller, stored, _request(caller, question))
+    verdict = await _judged(conn, caller, stored, _request(caller, question))
+    told = {
+        "code": stored.code,
+        "valid": verdict.valid,
+        "refusal": None if verdict.valid else verdict.code,
+    }
+    await db.run(
+        conn, "vouchers.tell_validated", project_id=caller.project_id, id=stored.id, data=told
+    )
+    return verdict
 
 
 async def _judged(

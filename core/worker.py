@@ -22,6 +22,7 @@ from core import (
     campaigns,
     conversions,
     deletions,
+    deliveries,
     events,
     holds,
     publications,
@@ -74,7 +75,8 @@ async def run(settings: Settings) -> None:
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))
     pooling = asyncio.create_task(publications.run(database))
-    publishing = asyncio.create_task(events.run(database))
+    publishing = asyncio.create_task(deliveries.publish_forever(database))
+    sending = asyncio.create_task(deliveries.Courier(database, settings).run())
     try:
         looks = 0
         while True:
@@ -95,6 +97,7 @@ async def run(settings: Settings) -> None:
         await end(filling)
         await end(pooling)
         await end(publishing)
+        await end(sending)
         await client.aclose()
         await database.close()
 
@@ -139,6 +142,7 @@ async def tidy(database: db.Database) -> None:
             await db.run(conn, "reconciler.forget_idempotency_keys", keep=KEEP_IDEMPOTENCY)
             await db.run(conn, "reconciler.forget_workers")
             await db.run(conn, "lookups.forget")
+        await deliveries.forget(database)
         await events.forget(database)
     except (Unavailable, OutcomeUnknown) as error:
         _log.warning("tidy_failed", error=str(error))

@@ -17,6 +17,11 @@ SELECT e.id, e.type, e.subject, e.data, e.at, e.count, e.first_seq, e.seqs
 SELECT e.id, e.type, e.subject, e.data, e.at, e.count, e.first_seq, e.seqs
   FROM vf.events e WHERE e.project_id = @project_id AND e.id = @id;
 
+-- name: by_ids :many
+-- Some rows of events.
+SELECT e.id, e.type, e.subject, e.data, e.at, e.count, e.first_seq, e.seqs
+  FROM vf.events e WHERE e.project_id = @project_id AND e.id = ANY (@ids::uuid[]);
+
 -- name: redemptions :many
 -- What events of redemptions say, by lease and number; nothing of it changes later but that a customer is erased.
 SELECT r.lease_id, r.seq, r.id, r.voucher_id, v.code, r.campaign_id, r.sale_id, r.sale_seq, r.customer_id, r.order_id,

@@ -204,3 +204,10 @@ SELECT EXISTS (
        AND k.live_count >= CASE k.scope_id
                WHEN @voucher_id::uuid THEN @per_voucher::bigint
                WHEN @campaign_id::uuid THEN @per_campaign::bigint END);
+
+-- name: tell_validated :exec
+-- Tells that a voucher was validated, where a webhook names that type; most do not, and then nothing is written.
+INSERT INTO vf.outbox (project_id, event, subject, data)
+SELECT @project_id, 'voucher.validated', @id, @data
+ WHERE EXISTS (SELECT 1 FROM vf.webhooks w WHERE w.project_id = @project_id AND w.status = 'active'
+                  AND 'voucher.validated' = ANY (w.events));
