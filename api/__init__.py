@@ -21,6 +21,9 @@ what handlers share
   errors          the only map from error codes to HTTP
   metrics         counters of all workers
 
+people's pages
+  dashboard/      /dashboard: the same operations as pages, for people
+
 the nouns
   vouchers        /v1/vouchers
   batches         /v1/vouchers/bulk and /v1/batches

@@ -99,7 +99,7 @@ def shown(key: ApiKey, token: str | None = None) -> Key:
     )
 
 
-def _checked(request: Req, new: NewKey) -> api_keys.NewKey:
+def checked(request: Req, new: NewKey) -> api_keys.NewKey:
     """Hold scopes against those there are, and origins against how browsers write them."""
     there_are: frozenset[str] = request.app.state.scopes
     for scope in new.scopes or []:
@@ -149,7 +149,7 @@ async def create(request: Req) -> Response[bytes]:
     async with idempotency.write(request, caller, raw) as work:
         if not work.is_done:
             key, token = await api_keys.create(
-                work.conn, caller, _checked(request, new), secret=services.settings.secret,
+                work.conn, caller, checked(request, new), secret=services.settings.secret,
             )  # fmt: skip
             work.answer(201, shown(key, token), kept=shown(key))
             metrics.count("api_key.created")

@@ -42,6 +42,7 @@ from api import (
     vouchers,
     webhooks,
 )
+from api.dashboard import routes
 from api.doors import Doors
 from api.errors import Answer
 from api.front import Front, report_fault
@@ -90,7 +91,7 @@ def create(settings: Settings, entrance: Entrance) -> Front:
 
     described = msgspec.json.encode(docs.describe(ROUTES, settings.base_url))
     app = Litestar(
-        route_handlers=ROUTES,
+        route_handlers=[*ROUTES, routes.ROUTER],
         state=State({"services": services, "openapi": described, "scopes": _scopes()}),
         openapi_config=None,
         logging_config=None,
@@ -120,6 +121,9 @@ def _allowed_methods() -> dict[str, bytes]:
 
 
 def _answer_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    if request.scope["path"].startswith("/dashboard"):
+        # Addresses that no page has; those that are pages answer for themselves.
+        return routes.answer_error(request, error)
     services: Services = request.app.state.services
     request_id: str = request.scope["state"]["request_id"]
     if isinstance(error, Fault):

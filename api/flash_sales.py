@@ -99,10 +99,7 @@ async def page(request: Req) -> Response[bytes]:
     asked = pagination.asked(request, "fls")
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        found = await db.many(
-            conn, "flash_sales.list", UUID,
-            project_id=caller.project_id, before=asked.after, limit=asked.limit + 1,
-        )  # fmt: skip
+        found = await flash_sales.page(conn, caller, after=asked.after, limit=asked.limit + 1)
     sales = [await _shown(request, caller, sale_id) for sale_id in found[: asked.limit]]
     return answers.ok(pagination.Listed(sales, len(found) > asked.limit))
 

@@ -16,7 +16,7 @@ from core.liability import Liability
 Req = Request[Any, Any, Any]
 
 
-def _day(given: dict[str, str], name: str) -> date | None:
+def day_of(given: dict[str, str], name: str) -> date | None:
     text = given.get(name)
     if text is None:
         return None
@@ -38,7 +38,7 @@ async def report(request: Req) -> Response[bytes]:
     """Return what is owed to card holders: opening, what moved it, closing, by day, with ages."""
     caller = await auth.secret_caller(request)
     given = pagination.parameters(request, "from", "to")
-    from_day, to_day = _day(given, "from"), _day(given, "to")
+    from_day, to_day = day_of(given, "from"), day_of(given, "to")
     services: Services = request.app.state.services
     async with services.database.transaction(
         # Two statements of one moment, so that the ages add up to the closing.

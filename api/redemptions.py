@@ -2,6 +2,7 @@
 
 from datetime import date, datetime, time, timedelta
 from typing import Annotated, Any, Final
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -13,7 +14,7 @@ from api.docs import shape
 from api.flash_sales import desk_of
 from api.gift_cards import asker_of
 from api.lifespan import Services
-from core import checkouts, conversions, ids, lookups, receipts, redemptions
+from core import checkouts, conversions, db, ids, lookups, receipts, redemptions
 from core.api_keys import Caller
 from core.checkouts import Checkout, NewCheckout
 from core.errors import Invalid, NotFound, Refusal
@@ -197,15 +198,33 @@ async def _rolled_back(
     done: redemptions.RolledBack | Refusal | None = None
     async with idempotency.write(request, caller, raw) as work:
         if not work.is_done:
-            done = await redemptions.roll_back(work.conn, caller, redemption_id, reason, code=code)
+            done = await roll_back(work.conn, caller, redemption_id, reason, code=code)
             if isinstance(done, Refusal):
                 work.answer(200, done)
-            await ledger.refund_redemption(work.conn, caller, redemption_id, reason)
-            await conversions.reverse_redemption(work.conn, caller, redemption_id, reason)
             work.answer(200, await redemptions.shown(work.conn, caller, redemption_id))
     if isinstance(done, redemptions.RolledBack):
         await desk_of(request).leases.give_back(caller.project_id, redemption_id, done)
     return work.response()
+
+
+async def roll_back(
+    conn: db.Connection,
+    caller: Caller,
+    redemption_id: UUID,
+    reason: str | None,
+    *,
+    code: str | None = None,
+) -> redemptions.RolledBack | Refusal:
+    """Roll a redemption back, with what gift cards paid and referrals earned for it.
+
+    After the commit the desk's leases get it back. Refuses and raises as
+    `redemptions.roll_back`.
+    """
+    done = await redemptions.roll_back(conn, caller, redemption_id, reason, code=code)
+    if not isinstance(done, Refusal):
+        await ledger.refund_redemption(conn, caller, redemption_id, reason)
+        await conversions.reverse_redemption(conn, caller, redemption_id, reason)
+    return done
 
 
 @post(

@@ -279,6 +279,15 @@ async def read_row(conn: db.Connection, project_id: UUID, sale_id: UUID) -> Sale
     return await db.one(conn, "flash_sales.read", SaleRow, project_id=project_id, id=sale_id)
 
 
+async def page(
+    conn: db.Connection, caller: Caller, *, after: UUID | None, limit: int
+) -> list[UUID]:
+    """Return the ids of up to `limit` sales, newest first; each is then read by itself."""
+    return await db.many(
+        conn, "flash_sales.list", UUID, project_id=caller.project_id, before=after, limit=limit
+    )
+
+
 async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
     """Return the sale with what Redis has given out; what Redis does not tell is as settled."""
     claimed, lag, remaining = row.sold_count, 0, row.stock - row.sold_count

@@ -362,7 +362,12 @@ def _announce(settings: Settings, demo: "Demo | None") -> None:
         lines += ["", "No demo project (--no-demo): a start without that option makes one."]
     else:
         code = f"SAVE20-{secrets.token_hex(3).upper()}"
-        lines += [f"key        {demo.secret_key}", ""]
+        lines += [
+            f"dashboard  {base}/dashboard",
+            f"log in     {demo.dashboard_email}  {demo.dashboard_password}",
+            f"key        {demo.secret_key}",
+            "",
+        ]
         lines += _curl_lines(base, demo.secret_key, code)
     print("\n".join(lines), flush=True)
 

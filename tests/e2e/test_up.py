@@ -174,6 +174,8 @@ def test_the_ready_line_comes_once_and_what_it_prints_works_when_pasted(served: 
     assert served.lines.count(f"ready {base}") == 1
     assert f"docs       {base}/docs" in served.lines
     demo = json.loads((served.data_dir / "demo.json").read_bytes())
+    assert f"dashboard  {base}/dashboard" in served.lines
+    assert f"log in     {demo['dashboard_email']}  {demo['dashboard_password']}" in served.lines
     assert f"key        {demo['secret_key']}" in served.lines
     bodies = []
     for line in served.curl_lines():

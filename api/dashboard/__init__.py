@@ -1,0 +1,26 @@
+"""The dashboard: pages made of the same operations as the API, with no figure of their own.
+
+Every page is a whole document that works without JavaScript where it is a form or a table; what
+scripts add (live figures, charts, copying) comes from this server alone. A write is a form with a
+token, answered by a redirect.
+
+what pages share
+  visits          who is here, in which project, with which role, and what they may change
+  pages           templates, and how amounts, times and states are written
+  forms           forms: described once, shown, and read through the API's own gate
+  assets          style, scripts and what set-up fetched, by the hash of their text
+  routes          the addresses, and errors as pages
+
+the pages
+  entry           log in and out, choose a project, light or dark
+  home            the project at a glance
+  vouchers        vouchers, batches and their codes
+  redemptions     what was redeemed, and giving it back
+  campaigns       campaigns and their rules
+  rule_rows       a campaign's conditions as rows that read as sentences
+  flash_sales     sales: make, steer, watch live, settle
+  gift_cards      cards, their ledger, what is owed
+  referrals       programs and the review list
+  customers       people: history, wallet, erasure
+  developers      keys and where the documentation is
+"""

@@ -1,0 +1,171 @@
+"""Templates, and how amounts, times and states are written in them."""
+
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import jinja2
+import msgspec
+from litestar.response import Response
+from markupsafe import Markup
+
+from api.dashboard import assets
+from core import ids
+
+TEMPLATES: Final = Path(__file__).with_name("templates")
+# Nothing runs, styles or is asked for but what this server sends, and nothing inline.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_SYMBOLS: Final = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩"}
+_TONES: Final[dict[str, str]] = {
+    **dict.fromkeys(
+        ("active", "open", "redeemed", "rewarded", "done", "settled", "approved"), "good"
+    ),
+    **dict.fromkeys(
+        ("scheduled", "draft", "running", "attributed", "converted", "invited"), "calm"
+    ),
+    **dict.fromkeys(("paused", "sold_out", "rolled_back", "lapsed", "cancelled"), "warn"),
+    **dict.fromkeys(("disabled", "fenced", "rejected", "reversed", "revoked"), "bad"),
+}
+
+# What a redirect may say of the change before it; the address carries the name alone.
+NOTICES: Final = {
+    "created": "Created.",
+    "saved": "Saved.",
+    "disabled": "Disabled. Nobody can redeem it until it is enabled again.",
+    "enabled": "Enabled.",
+    "rolled-back": "Rolled back. The unit can be redeemed again.",
+    "paused": "Paused.",
+    "resumed": "Running again.",
+    "ended": "Ended for good.",
+    "activated": "Active.",
+    "opened": "Open. Every worker serves the sale.",
+    "closed": "Closed. What was won is settled within moments.",
+    "cloned": "This is the copy, a draft.",
+    "approved": "Approved.",
+    "rejected": "Rejected.",
+    "erased": "Erased. The books keep their rows under a random name.",
+    "revoked": "Revoked. It stops working everywhere within a second.",
+    "cancelled": "Cancelled. What was made stays.",
+}
+
+
+def render(template: str, **context: Any) -> str:
+    """Return a page's text."""
+    return _templates().get_template(template).render(**context)
+
+
+def answer(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """Answer a page, which nobody keeps, frames or adds to."""
+    return Response(
+        text.encode(),
+        status_code=status,
+        media_type="text/html",
+        headers={"Content-Security-Policy": POLICY, **(headers or {})},
+    )
+
+
+def redirect(address: str, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """Answer 303: look there with a GET."""
+    return Response(b"", status_code=303, headers={"Location": address, **(headers or {})})
+
+
+@lru_cache(maxsize=1)
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals["asset"] = assets.address_of
+    environment.globals["now"] = lambda: datetime.now(UTC)
+    environment.filters.update(
+        amount=amount, count=count, when=when, day=day, words=words, tone=tone, plain=plain,
+        signed=signed, epoch=epoch, public_key=partial(ids.format_id, "key"),
+    )  # fmt: skip
+    environment.tests["given"] = is_given
+    return environment
+
+
+def is_given(value: Any) -> bool:
+    """Say whether a member of an answer has a value."""
+    return value is not None and value is not msgspec.UNSET
+
+
+def plain(value: Any) -> str:
+    """Write a JSON number's text, nothing where there is none."""
+    if not is_given(value):
+        return ""
+    return bytes(value).decode() if isinstance(value, msgspec.Raw) else str(value)
+
+
+def amount(value: Any, currency: str) -> str:
+    """Write an amount of money for reading: `€1,234.50`."""
+    if not is_given(value):
+        return "–"
+    text = plain(value)
+    sign, text = ("−", text[1:]) if text.startswith("-") else ("", text)
+    whole, dot, part = text.partition(".")
+    symbol = _SYMBOLS.get(currency, f"{currency}\u00a0")
+    return f"{sign}{symbol}{int(whole):,}{dot}{part}"
+
+
+def signed(value: Any, currency: str) -> str:
+    """Write a change of money with its sign: `+€5.00`."""
+    text = amount(value, currency)
+    return text if text.startswith(("−", "–")) else f"+{text}"
+
+
+def count(value: Any) -> str:
+    """Write a whole number with its thousands apart."""
+    return "–" if not is_given(value) else f"{value:,}"
+
+
+@jinja2.pass_context
+def when(context: jinja2.runtime.Context, value: Any) -> Markup | str:
+    """Write an instant on the project's clock."""
+    at = _instant(value)
+    if at is None:
+        return "–"
+    local = at.astimezone(ZoneInfo(context.get("zone") or "UTC"))
+    text = f"{local.day} {local:%b %Y, %H:%M}"
+    return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), text)
+
+
+@jinja2.pass_context
+def day(context: jinja2.runtime.Context, value: Any) -> Markup | str:
+    """Write the day of an instant on the project's clock."""
+    at = _instant(value)
+    if at is None:
+        return "–"
+    local = at.astimezone(ZoneInfo(context.get("zone") or "UTC"))
+    text = f"{local.day} {local:%b %Y}"
+    return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), text)
+
+
+def _instant(value: Any) -> datetime | None:
+    if not is_given(value):
+        return None
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
+
+
+def epoch(iso_day: str) -> int:
+    """Return a day as the seconds a chart counts."""
+    return int(datetime.fromisoformat(iso_day).replace(tzinfo=UTC).timestamp())
+
+
+def words(value: Any) -> str:
+    """Write a name of the API for reading: `sold_out` as `Sold out`."""
+    return str(value).replace("_", " ").capitalize()
+
+
+def tone(status: str) -> str:
+    """Return the colour of a state."""
+    return _TONES.get(status, "calm")
