@@ -42,7 +42,9 @@ the nouns
   referrals       /v1/referrals
   api_keys        /v1/api-keys
   people          /v1/auth
+  credentials     /v1/auth/password, …/password-reset, …/second-factor
   projects        /v1/projects
+  members         /v1/projects/{id}/members and …/invitations
   events          /v1/events
   audit_log       /v1/audit-log, and as a table
   webhooks        /v1/webhooks

@@ -21,6 +21,7 @@ _STATUS: Final[dict[str, int]] = {
     "malformed_key": 401,
     "invalid_key": 401,
     "invalid_credentials": 401,
+    "second_factor_required": 401,
     "invalid_session": 401,
     "invalid_csrf_token": 403,
     "forbidden": 403,

@@ -16,6 +16,7 @@ from core.endings import end
 from core.flash_sales import SaleDesk
 from core.gift_cards.vault import Vault
 from core.hot.rust import PlainCall
+from core.mails import Mailer
 from core.receipts import Signer
 from core.settings import Settings
 
@@ -93,7 +94,9 @@ class Services:
         self.keys: KeyCache
         self.doors: HotDoors | None = None
         self.is_draining = False
+        self.mailer = Mailer(settings)
         self._poll: asyncio.Task[None] | None = None
+        self._mailing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
@@ -107,6 +110,7 @@ class Services:
         forget = self.doors.forget_key if self.doors is not None else None
         self.keys = KeyCache(self.database, self.settings.secret, forget)
         self._poll = asyncio.create_task(self.keys.poll_forever())
+        self._mailing = asyncio.create_task(self.mailer.run())
         if self.doors is not None:
             await self.doors.start()
 
@@ -117,4 +121,7 @@ class Services:
             await self.doors.stop()
         if self._poll is not None:
             await end(self._poll)
+        if self._mailing is not None:
+            await self.mailer.drain()
+            await end(self._mailing)
         await self.database.close()

@@ -4,13 +4,13 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, delete, get, post
 from litestar.response import Response
 
 from api import answers, auth, bodies, metrics
 from api.docs import shape
 from api.lifespan import Services
-from core import ids, people, sessions
+from core import ids, members, people, sessions
 from core.people import LogIn, SignUp
 from core.sessions import Role, Session
 
@@ -34,10 +34,35 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     email: str
     name: str | None
+    has_second_factor: bool
     projects: list[Membership]
     csrf_token: str
     logged_in_at: datetime
     expires_at: datetime
+
+
+class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
+    """A place where a person is logged in."""
+
+    id: str
+    is_this_one: bool
+    address: str
+    agent: str | None
+    logged_in_at: datetime
+    seen_at: datetime
+    expires_at: datetime
+
+
+class Sessions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a person is logged in, newest first."""
+
+    data: list[LoggedIn]
+
+
+class Token(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What the mail of an invitation holds."""
+
+    token: people.Token
 
 
 class LoggedOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +77,7 @@ def shown(services: Services, token: str, session: Session) -> Me:
         id=ids.format_id("usr", session.user_id),
         email=session.email,
         name=session.name,
+        has_second_factor=session.has_second_factor,
         projects=[
             Membership(
                 id=ids.format_id("prj", one.project_id), name=one.name, currency=one.currency,
@@ -120,10 +146,57 @@ async def log_out(request: Req) -> Response[bytes]:
 @get("/v1/auth/me", operation_id="auth.me", opt=shape(answer=Me))
 async def me(request: Req) -> Response[bytes]:
     """Return who is logged in, and their projects."""
+    return await _me(request)
+
+
+async def _me(request: Req) -> Response[bytes]:
     session = await auth.session_of(request)
     token = auth.session_token(request)
     assert token is not None
     return answers.ok(shown(request.app.state.services, token, session))
 
 
-ROUTES: Final = [sign_up, log_in, log_out, me]
+@get("/v1/auth/sessions", operation_id="auth.sessions", opt=shape(answer=Sessions))
+async def logged_in(request: Req) -> Response[bytes]:
+    """Return where this person is logged in."""
+    session = await auth.session_of(request)
+    services: Services = request.app.state.services
+    found = await sessions.listed(services.database, session)
+    return answers.ok(Sessions(data=[_place(one, session) for one in found]))
+
+
+def _place(one: sessions.LoggedIn, session: Session) -> LoggedIn:
+    return LoggedIn(
+        id=ids.format_id("ses", one.id), is_this_one=one.id == session.id, address=one.address,
+        agent=one.agent, logged_in_at=one.created_at, seen_at=one.seen_at,
+        expires_at=one.expires_at,
+    )  # fmt: skip
+
+
+@delete(
+    "/v1/auth/sessions/{id:str}", operation_id="auth.end_session", status_code=200,
+    opt=shape(answer=LoggedOut),
+)  # fmt: skip
+async def end_session(request: Req, id: str) -> Response[bytes]:
+    """Log this person out somewhere."""
+    session = await auth.session_of(request)
+    await sessions.end(request.app.state.services.database, session, id)
+    return answers.ok(LoggedOut())
+
+
+@post(
+    "/v1/auth/invitations/accept", operation_id="auth.accept_invitation", status_code=200,
+    opt=shape(body=Token, answer=Me),
+)  # fmt: skip
+async def accept(request: Req) -> Response[bytes]:
+    """Join the project of an invitation, as who is logged in."""
+    session = await auth.session_of(request)
+    _, given = await bodies.received(request, Token)
+    services: Services = request.app.state.services
+    invited = await members.invited(services.database, services.settings, given.token)
+    async with services.database.transaction(invited.project_id) as conn:
+        await members.accept(conn, session.user_id, invited)
+    return await _me(request)
+
+
+ROUTES: Final = [sign_up, log_in, log_out, me, logged_in, end_session, accept]

@@ -53,7 +53,10 @@ operations
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, from the ledger
+  credentials     passwords changed or forgotten, second factors given and taken
   people          who has an account: sign up, log in
+  members         who is in a project, as what, and who was asked
+  second_factors  an app's codes, and recovery codes
   deliveries      events on their way to webhooks
   webhooks        who is told of events, and how it is signed
   events          what happened: published in commit order, listed for 30 days
@@ -71,6 +74,7 @@ floors that know no noun
   hot             Redis: the contract of a flash claim, its backends, and what steers a lease
   seats           a worker's place on its node, and the marks kept there
   shapes          types of request members that several nouns share
+  mails           to people, by SMTP or into the log
   passwords       argon2id, a few at once
   outbound        requests to addresses that customers chose
   data_dir        who holds the data directory, and private files in it

@@ -71,6 +71,7 @@ FAULTS: Final = _register(
         ("malformed_key", "The API key has a typing error: its checksum does not fit."),
         ("invalid_key", "The API key is unknown, revoked or expired."),
         ("invalid_credentials", "This e-mail and this password do not belong together."),
+        ("second_factor_required", "This person has a second factor: send its `code` as well."),
         ("invalid_session", "The session has ended; log in again."),
         ("invalid_csrf_token", "A write with a cookie needs the session's X-CSRF-Token."),
         ("forbidden", "This kind of key, or this person's role, may not do that."),
@@ -146,6 +147,16 @@ class Unauthenticated(Fault):
         assert code.startswith(("missing_", "malformed_", "invalid_")) and code in FAULTS, code
         super().__init__(detail or CODES[code])
         self.code = code  # type: ignore[misc]
+
+
+class SecondFactorRequired(Fault):
+    """The password is right, and not enough."""
+
+    code = "second_factor_required"
+
+    def __init__(self, detail: str = CODES["second_factor_required"]) -> None:
+        """The default sentence says it all."""
+        super().__init__(detail)
 
 
 class Forbidden(Fault):

@@ -55,6 +55,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     user_id: UUID
     email: str
     name: str | None
+    has_second_factor: bool
     created_at: datetime
     expires_at: datetime
     memberships: list[Membership]
@@ -77,7 +78,19 @@ class _Found(msgspec.Struct, frozen=True):
     user_id: UUID
     email: str
     name: str | None
+    has_second_factor: bool
     created_at: datetime
+    expires_at: datetime
+
+
+class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
+    """A place where a person is logged in."""
+
+    id: UUID
+    address: str
+    agent: str | None
+    created_at: datetime
+    seen_at: datetime
     expires_at: datetime
 
 
@@ -131,16 +144,31 @@ async def find(database: db.Database, token: str, *, secret: str) -> Session:
         )  # fmt: skip
     return Session(
         id=found.session_id, user_id=found.user_id, email=found.email, name=found.name,
-        created_at=found.created_at, expires_at=found.expires_at, memberships=memberships,
+        has_second_factor=found.has_second_factor, created_at=found.created_at,
+        expires_at=found.expires_at, memberships=memberships,
     )  # fmt: skip
 
 
-async def end(database: db.Database, session: Session) -> None:
-    """Log out. Idempotent."""
+async def listed(database: db.Database, session: Session) -> list[LoggedIn]:
+    """Return where this person is logged in, newest first."""
+    async with database.connection(reads_only=True) as conn:
+        return await db.many(conn, "sessions.list", LoggedIn, user_id=session.user_id, idle=IDLE)
+
+
+async def end(database: db.Database, session: Session, public_id: str | None = None) -> None:
+    """Log out, here or where an id says. Idempotent. Raises: NotFound for no session of theirs."""
+    one = session.id if public_id is None else ids.parse_id("ses", public_id)
     async with database.transaction(None) as conn:
-        await db.value(
-            conn, "sessions.end", bool, user_id=session.user_id, one=session.id, but=None
+        is_ended = one is not None and await db.value(
+            conn, "sessions.end", bool, user_id=session.user_id, one=one, but=None
         )
+    if not is_ended and public_id is not None:
+        raise NotFound("There is no such session of yours.")
+
+
+async def end_others(conn: db.Connection, session: Session) -> None:
+    """Log this person out everywhere else."""
+    await db.value(conn, "sessions.end", bool, user_id=session.user_id, one=None, but=session.id)
 
 
 def csrf_token(token: str, *, secret: str) -> str:

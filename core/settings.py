@@ -63,6 +63,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The address clients use, without a trailing slash; None: http://host:port."""
     secret: str
     """Root of key digests, receipts and derived passwords. All nodes of one system share it."""
+    smtp_url: str = ""
+    """smtp:// or smtps:// with user and password, for mails to people; empty: into the log."""
+    mail_from: str = "vauchflow@localhost"
+    """Who mails to people come from."""
     log_format: Literal["console", "json"] = "json"
     """console on a terminal, json elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -208,6 +212,7 @@ _SCHEMES = {
     "worker_database_url": ("postgresql", "postgres"),
     "redis_url": ("redis", "rediss", "unix", "redis+cluster"),
     "public_url": ("http", "https"),
+    "smtp_url": ("smtp", "smtps"),
 }
 
 

@@ -42,6 +42,8 @@ LOOK_S: Final = 0.5
 ARM_BEFORE: Final = timedelta(seconds=60)
 # The contract keeps an idempotency key for 24 hours at least.
 KEEP_IDEMPOTENCY: Final = timedelta(days=7)
+# For whoever looks into who was logged in when.
+KEEP_SESSIONS: Final = timedelta(days=30)
 TIDY_EVERY: Final = 600
 
 _log = structlog.get_logger("vauchflow.worker")
@@ -142,6 +144,7 @@ async def tidy(database: db.Database) -> None:
             await db.run(conn, "reconciler.forget_idempotency_keys", keep=KEEP_IDEMPOTENCY)
             await db.run(conn, "reconciler.forget_workers")
             await db.run(conn, "lookups.forget")
+            await db.run(conn, "sessions.forget", keep=KEEP_SESSIONS)
         await deliveries.forget(database)
         await events.forget(database)
     except (Unavailable, OutcomeUnknown) as error:

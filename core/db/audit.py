@@ -15,6 +15,7 @@ from core.db import Connection, many
 UNIQUE_BY_OUR_OWN_VALUES: Final = frozenset(
     {
         "vf.api_keys_digest_key",  # an HMAC of 256 random bits
+        "vf.invitations_digest_key",  # an HMAC of 256 random bits
         "vf.leases_id_key",  # a random uuid
         "vf.leases_tag_key",  # 64 random bits
         "vf.redemptions_pkey",  # a lease's random id, or a voucher's, and a number we count

@@ -6,4 +6,4 @@ SELECT vf.sign_up(@user_id, @account_id, @email, @person_name, @password_hash);
 
 -- name: by_email :one
 -- What a log-in with this e-mail is checked against.
-SELECT user_id, password_hash FROM vf.person_by_email(@email);
+SELECT user_id, password_hash, totp_nonce FROM vf.person_by_email(@email);

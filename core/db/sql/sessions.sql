@@ -6,7 +6,7 @@ SELECT vf.open_session(@id, @user_id, @digest, @replaces, @address, @agent, @lif
 
 -- name: use :one
 -- The session with this digest and whose it is; nothing where it has ended.
-SELECT session_id, user_id, email, name, created_at, expires_at FROM vf.use_session(@digest, @idle);
+SELECT session_id, user_id, email, name, has_second_factor, created_at, expires_at FROM vf.use_session(@digest, @idle);
 
 -- name: projects :many
 -- A person's projects and their role in each.
@@ -15,3 +15,12 @@ SELECT project_id, name, currency, time_zone, status, role FROM vf.projects_of(@
 -- name: end :one
 -- Ends one session of a person, or all but one; whether it ended any.
 SELECT vf.end_sessions(@user_id, @one, @but);
+
+-- name: list :many
+-- A person's sessions that have not ended, newest first.
+SELECT id, address, agent, created_at, seen_at, expires_at FROM vf.sessions_of(@user_id, @idle);
+
+-- name: forget :exec
+-- Operator: forgets sessions, and leave to set passwords, that ended long ago.
+WITH old AS (DELETE FROM vf.password_resets WHERE expires_at < clock_timestamp() - @keep::interval)
+DELETE FROM vf.sessions WHERE expires_at < clock_timestamp() - @keep::interval;

@@ -1,0 +1,115 @@
+"""/v1/auth/password, /v1/auth/password-reset and /v1/auth/second-factor"""
+
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, delete, post
+from litestar.response import Response
+
+from api import answers, auth, bodies, metrics
+from api.docs import shape
+from api.lifespan import Services
+from core import credentials
+from core.credentials import FirstCode, ForgottenPassword, NewPassword, PasswordChange, Proof
+from core.second_factors import RecoveryCodes, SecondFactor
+
+Req = Request[Any, Any, Any]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """Something was done, or would have been."""
+
+    status: str
+
+
+@post(
+    "/v1/auth/password-reset", operation_id="auth.forget_password", status_code=200,
+    opt=shape(body=ForgottenPassword, answer=Done),
+)  # fmt: skip
+async def forget(request: Req) -> Response[bytes]:
+    """Send a link for a new password to who has an e-mail; the answer is the same to nobody."""
+    auth.check_same_site(request)
+    _, given = await bodies.received(request, ForgottenPassword)
+    services: Services = request.app.state.services
+    mail = await credentials.forget(
+        services.database, services.settings, given, auth.visitor_of(request)
+    )
+    if mail is not None:
+        services.mailer.send(mail)
+    return answers.ok(Done(status="sent"))
+
+
+@post(
+    "/v1/auth/password-reset/confirm", operation_id="auth.reset_password", status_code=200,
+    opt=shape(body=NewPassword, answer=Done),
+)  # fmt: skip
+async def reset(request: Req) -> Response[bytes]:
+    """Set a new password by what the mail holds, once; every session ends."""
+    auth.check_same_site(request)
+    _, given = await bodies.received(request, NewPassword)
+    services: Services = request.app.state.services
+    await credentials.reset(services.database, services.settings, given)
+    metrics.count("person.password_reset")
+    return answers.ok(Done(status="changed"))
+
+
+@post(
+    "/v1/auth/password", operation_id="auth.change_password", status_code=200,
+    opt=shape(body=PasswordChange, answer=Done),
+)  # fmt: skip
+async def change(request: Req) -> Response[bytes]:
+    """Set another password; the other sessions end."""
+    session = await auth.session_of(request)
+    _, given = await bodies.received(request, PasswordChange)
+    services: Services = request.app.state.services
+    await credentials.change_password(services.database, session, given, auth.visitor_of(request))
+    return answers.ok(Done(status="changed"))
+
+
+@post(
+    "/v1/auth/second-factor", operation_id="auth.begin_second_factor", status_code=200,
+    opt=shape(body=Proof, answer=SecondFactor),
+)  # fmt: skip
+async def begin(request: Req) -> Response[bytes]:
+    """Return what an app is told; it counts once its first code was confirmed."""
+    session = await auth.session_of(request)
+    _, given = await bodies.received(request, Proof)
+    services: Services = request.app.state.services
+    made = await credentials.begin_second_factor(
+        services.database, services.settings, session, given, auth.visitor_of(request)
+    )
+    return answers.ok(made)
+
+
+@post(
+    "/v1/auth/second-factor/confirm", operation_id="auth.confirm_second_factor", status_code=200,
+    opt=shape(body=FirstCode, answer=RecoveryCodes),
+)  # fmt: skip
+async def confirm(request: Req) -> Response[bytes]:
+    """Make the second factor count; the recovery codes are in this answer and nowhere else."""
+    session = await auth.session_of(request)
+    _, given = await bodies.received(request, FirstCode)
+    services: Services = request.app.state.services
+    codes = await credentials.confirm_second_factor(
+        services.database, services.settings, session, given, auth.visitor_of(request)
+    )
+    metrics.count("person.second_factor")
+    return answers.ok(codes)
+
+
+@delete(
+    "/v1/auth/second-factor", operation_id="auth.remove_second_factor", status_code=200,
+    opt=shape(body=Proof, answer=Done),
+)  # fmt: skip
+async def remove(request: Req) -> Response[bytes]:
+    """Take the second factor away."""
+    session = await auth.session_of(request)
+    _, given = await bodies.received(request, Proof)
+    services: Services = request.app.state.services
+    await credentials.remove_second_factor(
+        services.database, session, given, auth.visitor_of(request)
+    )
+    return answers.ok(Done(status="removed"))
+
+
+ROUTES: Final = [forget, reset, change, begin, confirm, remove]
