@@ -44,7 +44,7 @@ up: setup ## Start everything on this machine: make up ARGS="--port 9000"
 PURE := tests/rules tests/sim tests/tidy
 
 .PHONY: test
-test: setup ## Run every test that takes seconds (under 10 minutes in all)
+test: setup $(STAMPS)/chromium ## Run every test that takes seconds (under 10 minutes in all)
 	@if [ -n '$(ARGS)' ]; then exec $(PY) -m pytest -m "not long" $(ARGS); fi; \
 	status=0; log=$$(mktemp); \
 	setsid nice -n 5 $(MAKE) test-pure >"$$log" 2>&1 & pure=$$!; \
@@ -63,6 +63,10 @@ test-pure: setup
 .PHONY: test-long
 test-long: setup $(STAMPS)/pgbouncer ## Run the tests that take minutes: load and faults
 	@$(PY) -m pytest -m long $(ARGS)
+
+.PHONY: screenshots
+screenshots: setup $(STAMPS)/chromium ## Draw every page of the dashboard into .screenshots
+	@$(PY) -m tests.browser.screenshots
 
 .PHONY: prove
 prove: setup ## Play every fault in both modes under load and catch every planted bug: minutes
@@ -189,6 +193,28 @@ $(STAMPS)/docs: $(if $(wildcard $(SCALAR_FILE)),,FORCE) | $(STAMPS)/packages
 	mv "$$draft/package/dist/browser/standalone.js" $(SCALAR_FILE) && touch $@ || \
 	echo 'set-up: no bundle for /docs (npm registry out of reach?); everything else works.' \
 	    'Again: make setup' >&2
+
+# Debian's own where there is none, unpacked beside the packages like PgBouncer: no root. And the
+# checker of what everybody can use.
+CHROMIUM := $(VENV)/chromium
+AXE := axe-core@4.14.1
+$(STAMPS)/chromium: | $(STAMPS)/packages
+	@rm -rf $(CHROMIUM) && mkdir -p $(CHROMIUM) && PATH="$$PATH:$(CURDIR)/$(VENV)/bin" && \
+	npm pack --silent --pack-destination $(CHROMIUM) $(AXE) >/dev/null && \
+	tar -xzOf $(CHROMIUM)/axe-core-*.tgz package/axe.min.js > $(CHROMIUM)/axe.min.js && \
+	rm $(CHROMIUM)/axe-core-*.tgz
+	@test -n "$$VAUCHFLOW_CHROMIUM" || command -v chromium-headless-shell >/dev/null || \
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	    echo 'set-up: Chromium, for the tests of the dashboard'; \
+	    cd $(CHROMIUM) && { apt-cache show chromium-headless-shell || apt-get update -q; } \
+	        >/dev/null 2>&1; \
+	    depends() { apt-cache depends "$$@" | awk '/^ +Depends: (lib|font)/ {print $$2}'; } && \
+	    names="chromium-headless-shell chromium-common $$(depends chromium-headless-shell libpulse0 \
+	        libsndfile1 | sort -u | grep -v -e '^libc6$$' -e '^libgcc' -e '^libstdc')" && \
+	    apt-get download -q $$names >/dev/null 2>&1 && \
+	    for package in *.deb; do dpkg -x "$$package" . && rm "$$package"; done; \
+	} || { echo 'set-up: no Chromium to be had here; the tests that need one will say so' >&2; exit 0; }
+	@touch $@
 
 # Pages are whole without these: what is lost is charts, and figures that move by themselves.
 $(STAMPS)/dashboard: $(if $(filter-out $(wildcard $(DASHBOARD_FILES)),$(DASHBOARD_FILES)),FORCE) | $(STAMPS)/docs

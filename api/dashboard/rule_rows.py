@@ -63,7 +63,8 @@ def _rule(given: forms.Given, place: int) -> dict[str, Any] | None:
     fact = given.get(f"rule-{place}-fact", "")
     if not fact:
         return None
-    test = given.get(f"rule-{place}-is", "")
+    # Of a yes or no there is one test.
+    test = "equals" if fact == "customer.is_new" else given.get(f"rule-{place}-is", "")
     text = given.get(f"rule-{place}-value", "").strip()
     return {"fact": fact, "is": test, "value": _value(fact, test, text)}
 

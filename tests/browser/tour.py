@@ -1,0 +1,84 @@
+"""A project with one of everything in it, and the page of each: what is looked at, and drawn."""
+
+import json
+from typing import Any
+
+from playwright.sync_api import Page
+
+from bench.product import Product
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+TERMS = {"discount_type": "PERCENT", "discount_value": 20}
+
+
+def fill(product: Product) -> dict[str, str]:
+    """Make one of everything by the API; returns its pages below the project."""
+    must = product.must
+    campaign = must(
+        "POST", "/v1/campaigns",
+        {
+            "name": "Summer sale", "type": "DISCOUNT",
+            "rules": {
+                "discount_value": 15, "max_redemptions": 500,
+                "conditions": {"fact": "order.value", "is": "at_least", "value": 50},
+                "budgets": [{"of": "discount", "max": 1000}],
+            },
+        },
+    )  # fmt: skip
+    must("POST", "/v1/vouchers", {"code": "SUMMER", "campaign_id": campaign["id"]})
+    voucher = must(
+        "POST", "/v1/vouchers",
+        {**TERMS, "code": "SAVE20", "max_redemptions": 500, "metadata": {"channel": HOSTILE}},
+    )  # fmt: skip
+    redeemed: dict[str, Any] = {}
+    for n in range(12):
+        body = {"customer_id": f"cust_{n}", "order_value": 40 + 7.5 * n, "order_id": f"A-{n}"}
+        redeemed = must("POST", "/v1/vouchers/SAVE20/redeem", body)
+    batch = must("POST", "/v1/vouchers/bulk", {**TERMS, "count": 30})
+    sale = product.open_sale(name="Drop 1", code="DROP1", stock=200, **TERMS)
+    for n in range(20):
+        must("POST", f"/v1/flash-sales/{sale['id']}/claim", {"order_value": 20 + n})
+    card = must(
+        "POST", "/v1/gift-cards", {"amount": 50, "recipient": {"name": HOSTILE}}
+    )  # fmt: skip
+    must("POST", f"/v1/gift-cards/{card['id']}/redeem", {"amount": 12.5, "order_id": "A-1"})
+    must(
+        "POST", "/v1/customers", {"customer_id": "cust_1", "name": HOSTILE, "email": "a@b.example"}
+    )
+    program = must(
+        "POST", "/v1/referral-programs",
+        {"name": "Friends", "referrer_reward": {"type": "gift_card", "amount": 10}},
+    )  # fmt: skip
+    code = must("POST", f"/v1/referral-programs/{program['id']}/codes", {"customer_id": "cust_1"})
+    referral = must(
+        "POST", "/v1/referrals/attribute", {"code": code["code"], "customer_id": "cust_new"}
+    )
+    return {
+        "home": "", "vouchers": "/vouchers", "voucher": f"/vouchers/{voucher['id']}",
+        "voucher-new": "/vouchers/new", "voucher-missed": "/vouchers/find?code=NOBODY",
+        "batches": "/batches", "batch": f"/batches/{batch['batch_id']}",
+        "batch-new": "/batches/new",
+        "campaigns": "/campaigns", "campaign": f"/campaigns/{campaign['id']}",
+        "campaign-new": "/campaigns/new", "campaign-edit": f"/campaigns/{campaign['id']}/edit",
+        "redemptions": "/redemptions", "redemption": f"/redemptions/{redeemed['redemption_id']}",
+        "sales": "/flash-sales", "sale": f"/flash-sales/{sale['id']}",
+        "sale-new": "/flash-sales/new", "cards": "/gift-cards",
+        "card": f"/gift-cards/{card['id']}", "card-new": "/gift-cards/new",
+        "liability": "/gift-cards/liability", "referrals": "/referrals",
+        "referral": f"/referrals/{referral['id']}", "referral-new": "/referrals/new",
+        "customers": "/customers", "customer": "/customers/person?id=cust_1",
+        "customer-new": "/customers/new", "developers": "/developers", "audit-log": "/audit-log",
+        "empty": "/gift-cards?status=disabled", "missing": "/nothing",
+    }  # fmt: skip
+
+
+def log_in(page: Page, product: Product) -> str:
+    """Log the demo user in; returns the address of the project."""
+    assert product.data_dir is not None
+    demo = json.loads((product.data_dir / "demo.json").read_text())
+    page.goto(f"{product.url}/dashboard")
+    page.get_by_label("E-mail").fill(demo["dashboard_email"])
+    page.get_by_label("Password").fill(demo["dashboard_password"])
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/dashboard/prj_*")
+    return page.url
