@@ -20,6 +20,12 @@ _EMAIL: Final = Field("email", "E-mail", "email", required=True, autocomplete="u
 _LOG_IN: Final = (
     _EMAIL,
     Field("password", "Password", "password", required=True, autocomplete="current-password"),
+    Field(
+        "code",
+        "Code of your second factor",
+        hint="If you have set one up: from the app, or a recovery code.",
+        autocomplete="one-time-code",
+    ),
 )
 _SIGN_UP: Final = (
     _EMAIL,

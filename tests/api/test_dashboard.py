@@ -241,8 +241,17 @@ def test_a_form_of_no_page_of_the_session_changes_nothing(anna: Visitor, api: Ap
     assert api.row_counts() == before
 
 
-def test_an_analyst_sees_everything_and_changes_nothing(api: Api, ben: Visitor) -> None:
+def test_an_analyst_sees_everything_and_changes_nothing(
+    api: Api, anna: Visitor, ben: Visitor
+) -> None:
     made = filled(ben)
+    api.rows(
+        "insert into vf.memberships (project_id, user_id, role) select m.project_id, o.id, 'owner' "
+        "from vf.memberships m join vf.users u on u.id = m.user_id, vf.users o "
+        "where u.email = $1 and o.email = $2",
+        ben.email,
+        anna.email,
+    )
     api.rows(
         "update vf.memberships m set role = 'analyst' from vf.users u "
         "where u.id = m.user_id and u.email = $1",
