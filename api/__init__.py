@@ -49,6 +49,8 @@ the nouns
   audit_log       /v1/audit-log, and as a table
   webhooks        /v1/webhooks
   analytics       /v1/analytics
+  usage           /v1/usage
+  billing         /v1/billing
   health          /healthz and /readyz
   docs            /openapi.json and /docs
 """

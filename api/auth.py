@@ -45,6 +45,8 @@ _READS: Final = frozenset(
 # Redeeming is one thing, whichever address it goes to.
 REDEEM_SCOPE: Final = "redemptions:write"
 _REDEEMS: Final = frozenset({"vouchers.redeem", "flash_sales.claim", "vouchers.rollback"})
+# What shows the way on when a plan has come to its end.
+_ALWAYS: Final = frozenset({"usage", "billing"})
 
 
 def scope_of(operation_id: str, method: str) -> str:
@@ -101,16 +103,19 @@ def require_origin(caller: Caller, origin: bytes | None) -> Caller:
 async def any_caller(request: Request[Any, Any, Any]) -> Caller:
     """Return who calls, also with a browser's key or a person's session.
 
-    Raises: Unauthenticated, Forbidden, MissingScope, OriginNotAllowed, InvalidCsrfToken, Invalid,
-    NotFound, Unavailable.
+    Raises: Unauthenticated, PlanLimit, Forbidden, MissingScope, OriginNotAllowed, InvalidCsrfToken,
+    Invalid, NotFound, Unavailable.
     """
     services: Services = request.app.state.services
     if _is_person(request):
         return await _person(request)
     caller = await caller_of(services, _header(request, b"authorization"))
+    route: BaseRouteHandler = request.route_handler
+    operation = str(getattr(route, "operation_id", ""))
+    stops = operation.partition(".")[0] not in _ALWAYS
+    request.scope["state"]["ticket"] = await services.meter.enter(caller, stops=stops)
     if caller.scopes is not None:
-        route: BaseRouteHandler = request.route_handler
-        require_scope(caller, scope_of(str(getattr(route, "operation_id", "")), request.method))
+        require_scope(caller, scope_of(operation, request.method))
     return require_origin(caller, _header(request, b"origin")) if caller.origins else caller
 
 

@@ -5,8 +5,9 @@ the claim backend and what this worker knows of live leases. One `Redeemer` serv
 """
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -51,10 +52,11 @@ from core.live_leases import LeaseKeeper, LiveLease
 from core.plain_redeems import PlainRedeems
 from core.redeemer import CLAIM_WAIT_MS, Redeemer
 from core.redemptions import NewRedemption, Redemption
-from core.rules import codes, money
+from core.rules import codes, money, plans
 from core.seats import Seat
 from core.shared_commits import FLIGHTS_MAX, SharedCommits
 from core.terms import TermsCache
+from core.usage import Ticket
 
 # A redeem statement takes milliseconds; one that took two seconds is resolved by asking again.
 COMMIT_TIMEOUT: Final = timedelta(seconds=2)
@@ -65,6 +67,8 @@ REDIS_TIMEOUT_S: Final = 2.0
 # Plain redeems that wait for a commit, in one process: a tenth of a second of work. Who would wait
 # longer is better told at once.
 PLAIN_QUEUE_MAX: Final = 1_024
+# Whose keys the compiled doors may know: more than they remember addresses.
+KEYS_TAUGHT_MAX: Final = 50_000
 # Sales that browsers claim from; what is forgotten is read again.
 BROWSER_SALES_MAX: Final = 1_000
 # How late a counter may be that the compiled doors keep: less than any scrape's interval.
@@ -100,6 +104,7 @@ class Doors:
         self._listener: Listener | None = None
         # Of a sale that was opened: whether a browser's claim needs a token. It is frozen then.
         self._needs_token: dict[UUID, bool] = {}
+        self._taught: dict[bytes, UUID] = {}
         self.redis: Redis
         self.desk: SaleDesk
 
@@ -162,6 +167,7 @@ class Doors:
             receipt_key=self._services.receipts.key,
             sold_out=self._around_id(redemptions.refusal("sold_out")),
         )
+        self._services.meter.sources.append(self._metered)
         self._flush_soon()
         await self._keeper.start()
 
@@ -212,7 +218,7 @@ class Doors:
 
         None: nothing was decided, and it must go through `redeem` or `claim`.
         """
-        caller, new, key = await self._read(call)
+        caller, new, key = await self._read(call, is_in=True)
         subject, decided = told
         if isinstance(subject, LiveLease):
             return self._answer(
@@ -228,7 +234,8 @@ class Doors:
         caller, new, key = await self._read(call)
         # Most codes are redeemed once: only who comes back is worth learning.
         is_known = self._redeemer.knows(caller, call.name)
-        answered = await self._redeemer.redeem(caller, call.name, new, key)
+        async with self._room(caller, self._redeemer.live_of_code(caller, call.name)):
+            answered = await self._redeemer.redeem(caller, call.name, new, key)
         if is_known:
             self._learn(call, caller, None)
         return self._answer(answered, call)
@@ -241,7 +248,8 @@ class Doors:
             raise NotFound("There is no flash sale with this id.")
         if not caller.is_secret:
             await self._let_in(caller, sale_id, new)
-        answered = await self._redeemer.claim(caller, sale_id, new, key)
+        async with self._room(caller, self._redeemer.live_of_sale(caller, sale_id)):
+            answered = await self._redeemer.claim(caller, sale_id, new, key)
         self._learn(call, caller, sale_id)
         return self._answer(answered, call)
 
@@ -250,9 +258,16 @@ class Doors:
         scheme, token = (call.authorization or b"")[:7], (call.authorization or b"")[7:]
         if scheme != b"Bearer " or not caller.is_secret or self._door.knows(call.path, token):
             return
+        if plans.PLANS[caller.plan].stops:
+            # The compiled doors count, and never ask whether there is room for more.
+            return
         # Looked up and taught in one step of the loop, where keys are forgotten, too.
         if self._services.keys.peek(token) is not caller:
             return
+        self._door.grant(token, None)
+        if len(self._taught) >= KEYS_TAUGHT_MAX:
+            self._taught.pop(next(iter(self._taught)))
+        self._taught[token] = caller.project_id
         live = (
             self._redeemer.live_of_sale(caller, sale_id)
             if sale_id is not None
@@ -263,6 +278,21 @@ class Doors:
         else:
             norm = codes.normalise(call.name) if sale_id is None else None
             self._plain.learn_redeems(call.path, token, caller, norm, sale_id)
+
+    def _room(
+        self, caller: Caller, live: LiveLease | None
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Let a plan's end be looked at where PostgreSQL decides; a lease was armed within it."""
+        if live is not None:
+            return contextlib.nullcontext()
+        return self._services.meter.room_for_redemptions(caller)
+
+    def _metered(self) -> Iterator[tuple[UUID, int]]:
+        """Return the calls of each project that the compiled doors have answered since."""
+        for token, count in self._door.metered():
+            self._services.keys.peek(token)
+            if (project_id := self._taught.get(token)) is not None:
+                yield project_id, count
 
     def flush_metrics(self) -> None:
         """Count what the doors answered by themselves since the last time."""
@@ -307,9 +337,12 @@ class Doors:
         customer_tokens.check(new.customer_token, secret, sale_id, new.customer_id, worth)
 
     async def _read(
-        self, call: HotCall, *, for_browsers: bool = False
+        self, call: HotCall, *, for_browsers: bool = False, is_in: bool = False
     ) -> tuple[Caller, NewRedemption, str | None]:
+        """Find the caller, who is let in unless they are, and decode the body."""
         caller = await caller_of(self._services, call.authorization)
+        meter = self._services.meter
+        call.tickets.append(Ticket(caller, False) if is_in else await meter.enter(caller))
         if not for_browsers:
             require_secret(caller)
         require_scope(caller, REDEEM_SCOPE)

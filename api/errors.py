@@ -24,6 +24,7 @@ _STATUS: Final[dict[str, int]] = {
     "second_factor_required": 401,
     "invalid_session": 401,
     "invalid_csrf_token": 403,
+    "plan_limit": 402,
     "forbidden": 403,
     "missing_scope": 403,
     "origin_not_allowed": 403,

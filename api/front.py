@@ -25,6 +25,7 @@ from api.lifespan import Entrance, HotCall, HotDoors, Services
 from core import audit_log, ids
 from core.errors import Fault, Unavailable
 from core.hot.rust import PlainCall
+from core.usage import Ticket
 
 # A caller's own request id is taken where it is short and can stand in a log line.
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
@@ -148,11 +149,13 @@ class Front:
                 await bodies.receive_body(Body(protocol)),
                 request_id,
                 origin,
+                tickets,
             )
             return await self._decide(route, call)
 
         origin = header(headers, "origin")
-        status, sent, body = await self._answered(route, request_id, decide())
+        tickets: list[Ticket] = []
+        status, sent, body = await self._answered(route, request_id, decide(), tickets)
         if origin is not None:
             sent += CORS_PAIRS
         _send(protocol, status, sent, body)
@@ -167,23 +170,28 @@ class Front:
         at = _hot_address(plain.path)
         assert at is not None, "only hot addresses are taken"
         route, name = at
+        tickets: list[Ticket] = []
 
         async def decide() -> Answer:
             call = HotCall(
                 plain.path, name, plain.authorization, plain.idempotency_key,
-                JSON[1], plain.body, plain.request_id,
+                JSON[1], plain.body, plain.request_id, tickets=tickets,
             )  # fmt: skip
             return await self._doors.after_plain(call, plain.told) or await self._decide(
                 route, call
             )
 
-        plain.answer(*await self._answered(route, plain.request_id, decide()))
+        plain.answer(*await self._answered(route, plain.request_id, decide(), tickets))
 
     async def _decide(self, route: str, call: HotCall) -> Answer:
         return await (self._doors.redeem(call) if route == "redeem" else self._doors.claim(call))
 
     async def _answered(
-        self, route: str, request_id: str, deciding: Coroutine[Any, Any, Answer]
+        self,
+        route: str,
+        request_id: str,
+        deciding: Coroutine[Any, Any, Answer],
+        tickets: list[Ticket],
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Return a hot request's status, headers and body; faults become problems."""
         started_s = time.perf_counter()
@@ -195,6 +203,8 @@ class Front:
         except Exception:
             _log.exception("request_failed", route=route, request_id=request_id)
             answer = self._services.problems.internal(request_id)
+        for ticket in tickets:
+            self._services.meter.leave(ticket, answer.status)
         sent = [("x-request-id", request_id), *STRICT_PAIRS]
         sent += [(key.decode(), value.decode()) for key, value in answer.headers]
         metrics.observe(route, answer.status, time.perf_counter() - started_s)
@@ -221,6 +231,8 @@ class Front:
                 answer = None
             if answer is None:
                 answer = self._services.problems.internal(request_id)
+            if (ticket := state.get("ticket")) is not None:
+                self._services.meter.leave(ticket, answer.status)
             headers = {key.decode(): value.decode("latin-1") for key, value in answer.headers}
             if method == "OPTIONS" and (allow := self._allowed.get(route)):
                 # Litestar has one answer a handler; the address has several handlers.

@@ -1,6 +1,7 @@
 """What one worker process holds open, from its first request to its last."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from core.api_keys import KeyCache
 from core.attributions import People
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
+from core.errors import OutcomeUnknown, Unavailable
 from core.flash_sales import SaleDesk
 from core.gift_cards.vault import Vault
 from core.hot.rust import PlainCall
 from core.mails import Mailer
 from core.receipts import Signer
 from core.settings import Settings
+from core.usage import Meter, Ticket
 
 
 class HotCall(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +35,7 @@ class HotCall(msgspec.Struct, frozen=True, gc=False):
     raw: bytes
     request_id: str
     origin: bytes | None = None
+    tickets: list[Ticket] = []
 
 
 class Entrance(NamedTuple):
@@ -92,11 +96,13 @@ class Services:
         self.people = People(settings.secret)
         self.database: Database
         self.keys: KeyCache
+        self.meter: Meter
         self.doors: HotDoors | None = None
         self.is_draining = False
         self.mailer = Mailer(settings)
         self._poll: asyncio.Task[None] | None = None
         self._mailing: asyncio.Task[None] | None = None
+        self._metering: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
@@ -111,6 +117,8 @@ class Services:
         self.keys = KeyCache(self.database, self.settings.secret, forget)
         self._poll = asyncio.create_task(self.keys.poll_forever())
         self._mailing = asyncio.create_task(self.mailer.run())
+        self.meter = Meter(self.database)
+        self._metering = asyncio.create_task(self.meter.run())
         if self.doors is not None:
             await self.doors.start()
 
@@ -124,4 +132,8 @@ class Services:
         if self._mailing is not None:
             await self.mailer.drain()
             await end(self._mailing)
+        if self._metering is not None:
+            await end(self._metering)
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                await self.meter.flush()
         await self.database.close()

@@ -126,6 +126,7 @@ async def create(request: Req) -> Response[bytes]:
     services: Services = request.app.state.services
     async with (
         lookups.counted(services.database, asker),
+        services.meter.room_for_redemptions(caller, len(new.codes)),
         idempotency.write(request, caller, raw) as work,
     ):
         if not work.is_done:

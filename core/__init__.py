@@ -63,6 +63,8 @@ operations
   lookups         throttling of guesses at secret codes and passwords
   tenants         accounts, projects and users that no person made
   projects        make, change, put away
+  billing         plans of accounts, and their invoices
+  usage           calls counted, and where a plan ends
   sessions        where people are logged in, and what they may do
   api_keys        keys: make, check, cache, revoke
   audit_log       who changed what

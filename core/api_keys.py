@@ -76,7 +76,7 @@ class Caller(msgspec.Struct, frozen=True):
     """Who asks of one project: a key, or a person who is logged in (`user_id`; then no key).
 
     `exponent` is how many decimals the currency has. `scopes`: what the key may do, None for all.
-    `origins`: the pages a browser's key may be used on, none for any.
+    `origins`: the pages a browser's key may be used on, none for any. `plan` is a key's account's.
     """
 
     project_id: UUID
@@ -88,6 +88,7 @@ class Caller(msgspec.Struct, frozen=True):
     scopes: frozenset[str] | None = None
     origins: frozenset[str] = frozenset()
     expires_at: datetime | None = None
+    plan: str = "enterprise"
 
     @property
     def is_secret(self) -> bool:
@@ -309,6 +310,7 @@ class _Found(msgspec.Struct, frozen=True):
     scopes: list[str] | None
     origins: list[str]
     expires_at: datetime | None
+    plan: str
 
 
 class _Revoked(msgspec.Struct, frozen=True):
@@ -387,6 +389,7 @@ class KeyCache:
             found.project_id, found.key_id, found.kind, found.currency, exponent,
             scopes=frozenset(found.scopes) if found.scopes is not None else None,
             origins=frozenset(found.origins), expires_at=found.expires_at,
+            plan=found.plan,
         )  # fmt: skip
         while len(self._callers) >= CACHED_MAX:
             self._forget(digest_of(next(iter(self._callers)), self._secret))

@@ -76,6 +76,7 @@ FAULTS: Final = _register(
         ("invalid_csrf_token", "A write with a cookie needs the session's X-CSRF-Token."),
         ("forbidden", "This kind of key, or this person's role, may not do that."),
         ("missing_scope", "The key may not do that; `because` names the scope it lacks."),
+        ("plan_limit", "The account's plan ends here; `detail` says what to do."),
         ("origin_not_allowed", "This browser key may not be used on pages of this origin."),
         ("invalid_customer_token", "The customer_token is missing, over, or not for this claim."),
         ("not_found", "There is no such object in this project."),
@@ -185,6 +186,12 @@ class MissingScope(Fault):
         super().__init__(
             f"This key lacks the scope {scope}; make one that has it.", because={"scope": scope}
         )
+
+
+class PlanLimit(Fault):
+    """The account's plan includes no more; `because` says of what, and until when."""
+
+    code = "plan_limit"
 
 
 class OriginNotAllowed(Fault):

@@ -18,7 +18,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 import core.db as db
-from core import ids
+from core import ids, usage
 from core.errors import Refusal, Unavailable
 from core.hot import crowds, leases
 from core.hot.nodes import node_of
@@ -51,7 +51,8 @@ class Leases:
         """Move a sale's units into a lease and load it into Redis; one that is out is returned.
 
         Returns the lease and its size. Idempotent: an arming that broke off is taken up again.
-        Refuses: cannot_arm, sold_out, sale_over. Raises: Unavailable; redis_errors; OSError.
+        Refuses: cannot_arm, sold_out, sale_over. Raises: PlanLimit; Unavailable; redis_errors;
+        OSError.
         """
         async with self.database.connection(reads_only=True) as conn:
             now = await db.value(conn, "flash_sales.clock", datetime)
@@ -81,6 +82,8 @@ class Leases:
         match armed.outcome:
             case "sold_out":
                 return Refusal(code="sold_out", detail="The voucher has no unit left to sell.")
+            case "plan_limit":
+                raise usage.no_redemptions()
             case "not_found":
                 return Refusal(code="sale_over", detail="This sale is over; make another one.")
         assert armed.lease_id is not None and armed.size is not None

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import audit_log, db, ids, sessions
+from core import audit_log, db, ids, sessions, usage
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Forbidden, IdempotencyMismatch, Invalid, NotFound, Refusal
 from core.rules import money, schedules
@@ -85,14 +85,15 @@ def id_for(user_id: UUID, key: str | None) -> UUID:
 async def insert(conn: db.Connection, user_id: UUID, project_id: UUID, new: NewProject) -> None:
     """Store a new project in the transaction of `project_id`, whose owner is who asks.
 
-    Raises: Invalid, db.UniqueViolation.
+    Raises: Invalid, PlanLimit, db.UniqueViolation.
     """
     check(new)
-    await db.run(
-        conn, "projects.create",
-        user_id=user_id, project_id=project_id, project_name=new.name, currency=new.currency,
-        time_zone=new.time_zone,
-    )  # fmt: skip
+    with usage.within_plan():
+        await db.run(
+            conn, "projects.create",
+            user_id=user_id, project_id=project_id, project_name=new.name, currency=new.currency,
+            time_zone=new.time_zone,
+        )  # fmt: skip
     await audit_log.write(
         conn, sessions.caller_of(user_id, project_id, new.currency), "project.created",
         ids.format_id("prj", project_id), after=msgspec.structs.asdict(new),
@@ -104,7 +105,7 @@ async def create(
 ) -> Project:
     """Make a project that this person owns, once for each idempotency key.
 
-    Raises: Invalid; IdempotencyMismatch.
+    Raises: Invalid; PlanLimit; IdempotencyMismatch.
     """
     project_id = id_for(session.user_id, key)
     try:
@@ -160,7 +161,7 @@ async def set_status(
     """Archive a project, take it back (`active`), or begin to delete it. Idempotent.
 
     Refuses: sale_live, to archive while a flash sale is not over. Raises: Forbidden to all but
-    owners; AlreadyExists for one that is being deleted.
+    owners; AlreadyExists for one that is being deleted; PlanLimit where a plan has no room.
     """
     if role != "owner":
         raise Forbidden("Only a person who owns the project may do that.")
@@ -173,7 +174,8 @@ async def set_status(
         conn, "projects.has_live_sale", bool, project_id=caller.project_id
     ):
         return Refusal(code="sale_live", detail="A flash sale of this project is not over.")
-    await db.run(conn, "projects.set_status", project_id=caller.project_id, status=status)
+    with usage.within_plan():
+        await db.run(conn, "projects.set_status", project_id=caller.project_id, status=status)
     await db.run(conn, "projects.refresh_keys", project_id=caller.project_id)
     after = await get(conn, caller.project_id, role)
     await audit_log.write(

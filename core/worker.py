@@ -7,7 +7,7 @@ fails is tried again at the next look.
 """
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -19,6 +19,7 @@ import core.db as db
 from core import (
     attributions,
     batches,
+    billing,
     campaigns,
     conversions,
     deletions,
@@ -92,6 +93,7 @@ async def run(settings: Settings) -> None:
             await events.tell_what_time_brings(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
+                await billing.finalize(database, billing.ByHand(), datetime.now(UTC))
             looks += 1
             await asyncio.sleep(LOOK_S)
     finally:

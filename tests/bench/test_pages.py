@@ -27,7 +27,9 @@ async def filled(settings: Settings) -> dict[str, object]:
     dsn = settings.database_dsn("owner")
     raw = await asyncpg.connect(dsn)
     try:
-        await raw.execute("INSERT INTO vf.accounts (id, name) VALUES ($1, 'a')", PROJECT)
+        await raw.execute(
+            "INSERT INTO vf.accounts (id, name, plan) VALUES ($1, 'a', 'scale')", PROJECT
+        )
         await raw.execute(
             "INSERT INTO vf.projects (id, account_id, name) VALUES ($1, $1, 'p')", PROJECT
         )

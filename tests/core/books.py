@@ -31,7 +31,7 @@ class Books:
     async def open_shop(self) -> None:
         await self.owner.execute(
             f"""
-            insert into vf.accounts (id, name) values ('{ACCOUNT}', 'A');
+            insert into vf.accounts (id, name, plan) values ('{ACCOUNT}', 'A', 'scale');
             insert into vf.projects (id, account_id, name) values ('{PROJECT}', '{ACCOUNT}', 'P');
             insert into vf.campaigns (project_id, id, name, max_redemptions, per_customer_limit)
             values ('{PROJECT}', '{CAMPAIGN}', 'C', 100, 2);

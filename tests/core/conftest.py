@@ -43,7 +43,9 @@ class House:
     async def open(self) -> None:
         self.owner = await asyncpg.connect(self.settings.database_dsn("owner"))
         account = ids.new()
-        await self.owner.execute("insert into vf.accounts (id, name) values ($1, 'a')", account)
+        await self.owner.execute(
+            "insert into vf.accounts (id, name, plan) values ($1, 'a', 'scale')", account
+        )
         await self.owner.execute(
             "insert into vf.projects (id, account_id, name) values ($1, $2, 'p')",
             self.project_id,

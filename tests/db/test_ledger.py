@@ -26,7 +26,9 @@ class Ledger:
 
     async def found(self) -> None:
         account = uuid4()
-        await self.raw.execute("INSERT INTO vf.accounts (id, name) VALUES ($1, 'a')", account)
+        await self.raw.execute(
+            "INSERT INTO vf.accounts (id, name, plan) VALUES ($1, 'a', 'scale')", account
+        )
         await self.raw.execute(
             "INSERT INTO vf.projects (id, account_id, name) VALUES ($1, $2, 'p')",
             self.project, account,

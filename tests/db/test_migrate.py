@@ -100,7 +100,8 @@ async def test_a_database_of_before_gets_owners_and_a_chain(
     raw = await asyncpg.connect(empty.database_dsn("owner"))
     await raw.execute(
         """
-        insert into vf.accounts (id, name) select gen_random_uuid(), 'A' from generate_series(1, 2);
+        insert into vf.accounts (id, name, plan) select gen_random_uuid(), 'A', 'scale'
+          from generate_series(1, 2);
         insert into vf.users (id, account_id, email, password_hash)
         select gen_random_uuid(), id, id || '@example.com', '' from vf.accounts;
         insert into vf.projects (id, account_id, name)

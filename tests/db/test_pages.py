@@ -65,7 +65,9 @@ REDEMPTION_PAGES: dict[str, tuple[dict[str, Any], int]] = {
 async def ledger(settings: Settings, *, is_analysed: bool) -> AsyncIterator[Any]:
     async with session(settings) as raw:
         await raw.execute("SET plan_cache_mode = force_custom_plan")
-        await raw.execute("INSERT INTO vf.accounts (id, name) VALUES ($1, 'a')", PROJECT)
+        await raw.execute(
+            "INSERT INTO vf.accounts (id, name, plan) VALUES ($1, 'a', 'scale')", PROJECT
+        )
         await raw.execute(
             "INSERT INTO vf.projects (id, account_id, name) VALUES ($1, $1, 'p')", PROJECT
         )

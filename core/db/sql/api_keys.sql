@@ -34,7 +34,7 @@ UPDATE vf.api_keys
 
 -- name: authenticate :one
 -- Who a key's digest belongs to, in any project; nothing for a revoked or expired one.
-SELECT key_id, project_id, account_id, kind, currency, scopes, origins, expires_at FROM vf.authenticate(@digest);
+SELECT key_id, project_id, account_id, kind, currency, scopes, origins, expires_at, plan FROM vf.authenticate(@digest);
 
 -- name: revoked_since :one
 -- The digests revoked or changed since an instant (none for null) and the database's clock, to ask from next time.

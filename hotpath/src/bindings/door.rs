@@ -5,8 +5,9 @@
 //! and says what they mean. Every part can go stale alone: a key that is revoked is forgotten here,
 //! a lease is asked by its slot, a voucher's terms by `PostgreSQL` itself.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,31 @@ pub struct Learnt {
     pub authorization: String,
     pub route: Route,
     target: Target,
+    meter: Arc<Meter>,
+}
+
+/// What one key may still ask for here, and what it was answered since that was last written down.
+#[derive(Default)]
+struct Meter {
+    rest: AtomicI64,
+    answered: AtomicU64,
+}
+
+impl Meter {
+    /// More than anybody takes in a process's life, and far from the ends of the type.
+    const UNLIMITED: i64 = i64::MAX / 2;
+
+    fn draw(&self) -> bool {
+        let is_drawn = self.rest.fetch_sub(1, Ordering::Relaxed) > 0;
+        if !is_drawn {
+            self.give_back();
+        }
+        is_drawn
+    }
+
+    fn give_back(&self) {
+        self.rest.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What was answered since it was last asked for.
@@ -121,6 +147,8 @@ pub struct Shared {
     problem_headers: HeaderMap,
     problems: Problems,
     tallies: Mutex<[Tally; 2]>,
+    /// By the header that names the key.
+    meters: Mutex<HashMap<String, Arc<Meter>>>,
     /// What the loop has to do, and what wakes it for that.
     asked: Mutex<Asked>,
     wake: Wake,
@@ -184,6 +212,10 @@ impl Shared {
         response
     }
 
+    fn meter(&self, authorization: &str) -> Arc<Meter> {
+        lock(&self.meters).entry(authorization.to_owned()).or_default().clone()
+    }
+
     fn tally(&self, route: Route, status: StatusCode, began: Instant) {
         let took_us = began.elapsed().as_micros() as u64;
         let tally = &mut lock(&self.tallies)[route as usize];
@@ -245,6 +277,10 @@ impl Hot for Shared {
         let request_id = given
             .filter(|id| is_request_id(id))
             .map_or_else(|| self.new_request_id(), str::to_owned);
+        // Who has nothing left asks the general way, which knows whether there is more.
+        if !learnt.meter.draw() {
+            return None;
+        }
         Some(Taken { learnt, key, request_id, began: Instant::now() })
     }
 
@@ -257,7 +293,10 @@ impl Hot for Shared {
         let id = &*taken.request_id;
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
         let response = match end {
-            End::Left => return None,
+            End::Left => {
+                taken.learnt.meter.give_back();
+                return None;
+            }
             End::Won(body) => answer(StatusCode::OK, &self.win_headers, id, body),
             End::SoldOut(problem) => self.problem(StatusCode::CONFLICT, &problem, id),
             End::Busy => self.problem(unavailable, &self.problems.overloaded, id),
@@ -267,6 +306,9 @@ impl Hot for Shared {
             End::Told(told) => return Some(self.word(taken, body.clone(), told).await),
         };
         self.tally(taken.learnt.route, response.status(), taken.began);
+        if !response.status().is_server_error() {
+            taken.learnt.meter.answered.fetch_add(1, Ordering::Relaxed);
+        }
         Some(response)
     }
 
@@ -346,6 +388,10 @@ fn answer(
     response
 }
 
+fn authorization_of(token: &[u8]) -> String {
+    format!("{BEARER}{}", String::from_utf8_lossy(token))
+}
+
 fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
@@ -401,6 +447,7 @@ impl Door {
             problem_headers: header_map(problem_headers)?,
             problems,
             tallies: Mutex::default(),
+            meters: Mutex::default(),
             asked: Mutex::default(),
             wake: Wake::new()?,
         };
@@ -441,13 +488,45 @@ impl Door {
 
     /// Take nothing more that a key sends; what it let in before is still decided.
     fn forget(&self, token: &[u8]) {
-        let authorization = [BEARER.as_bytes(), token].concat();
+        let authorization = authorization_of(token);
         self.shared.change(|learnt| {
             learnt.retain(|_, known| {
-                known.retain(|one| one.authorization.as_bytes() != authorization);
+                known.retain(|one| one.authorization != authorization);
                 !known.is_empty()
             });
         });
+        if let Some(meter) = lock(&self.shared.meters).get(&authorization) {
+            // What it had left was its plan's then.
+            meter.rest.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Let a key ask for so many more here; without a number, for as many as it likes. A key that
+    /// was never granted anything goes the general way.
+    #[pyo3(signature = (token, more))]
+    fn grant(&self, token: &[u8], more: Option<i64>) {
+        let meter = self.shared.meter(&authorization_of(token));
+        match more {
+            None => meter.rest.store(Meter::UNLIMITED, Ordering::Relaxed),
+            Some(more) => {
+                meter.rest.fetch_add(more.clamp(0, Meter::UNLIMITED), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many requests of each key were answered here since the last call, by its text; those
+    /// that failed here are not among them.
+    fn metered(&self) -> Vec<(Cow<'static, [u8]>, u64)> {
+        let mut counts = Vec::new();
+        lock(&self.shared.meters).retain(|authorization, meter| {
+            let answered = meter.answered.swap(0, Ordering::Relaxed);
+            if answered > 0 {
+                counts.push((authorization.as_bytes()[BEARER.len()..].to_vec().into(), answered));
+            }
+            // Where no address is known to the key any more, this was the last of it.
+            answered > 0 || Arc::strong_count(meter) > 1
+        });
+        counts
     }
 
     /// What was answered since the last call, for each route that answered: its name, how many of
@@ -467,8 +546,10 @@ impl Door {
 
 impl Door {
     fn learn(&self, path: String, token: &[u8], target: Target) {
+        let authorization = authorization_of(token);
         let new = Learnt {
-            authorization: format!("{BEARER}{}", String::from_utf8_lossy(token)),
+            meter: self.shared.meter(&authorization),
+            authorization,
             route: if path.ends_with("/claim") { Route::Claim } else { Route::Redeem },
             path,
             target,
