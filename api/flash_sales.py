@@ -125,7 +125,7 @@ async def edit(request: Req, sale: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     _, change = await bodies.received(request, FlashSalePatch)
     sale_id = _id_of(sale)
-    refused = await desk_of(request).patch(caller.project_id, sale_id, change)
+    refused = await desk_of(request).patch(caller.project_id, sale_id, change, caller=caller)
     return _answered(request, refused or await _shown(request, caller, sale_id))
 
 
@@ -140,7 +140,7 @@ async def open_(request: Req, sale: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     await bodies.received_nothing(request)
     sale_id = _id_of(sale)
-    refused = await desk_of(request).open(caller.project_id, sale_id, by_hand=True)
+    refused = await desk_of(request).open(caller.project_id, sale_id, by_hand=True, caller=caller)
     return _answered(request, refused or await _shown(request, caller, sale_id))
 
 
@@ -155,7 +155,7 @@ async def pause(request: Req, sale: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     await bodies.received_nothing(request)
     sale_id = _id_of(sale)
-    refused = await desk_of(request).pause(caller.project_id, sale_id)
+    refused = await desk_of(request).pause(caller.project_id, sale_id, caller=caller)
     return _answered(request, refused or await _shown(request, caller, sale_id))
 
 
@@ -170,7 +170,7 @@ async def close(request: Req, sale: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     await bodies.received_nothing(request)
     sale_id = _id_of(sale)
-    await desk_of(request).close(caller.project_id, sale_id)
+    await desk_of(request).close(caller.project_id, sale_id, caller=caller)
     return answers.ok(await _shown(request, caller, sale_id))
 
 

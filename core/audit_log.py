@@ -111,6 +111,40 @@ async def write(
     )  # fmt: skip
 
 
+async def write_change(
+    conn: db.Connection,
+    caller: "Caller",
+    action: str,
+    target: str,
+    *,
+    before: msgspec.Struct | None = None,
+    after: msgspec.Struct | None = None,
+) -> None:
+    """Add an entry of what differs between an object as the API showed it and as it shows it now.
+
+    Where nothing does, nothing is added. Not for objects that hold what is known of customers.
+    """
+    old, new = _told(before), _told(after)
+    if before is None or after is None:
+        await write(conn, caller, action, target, before=old or None, after=new or None)
+        return
+    changes = changed(old, new)
+    if changes["after"]:
+        await write(conn, caller, action, target, **changes)
+
+
+# What changes by itself is nobody's change.
+_BY_ITSELF: Final = frozenset({"updated_at", "redeemed_count", "remaining", "effect", "holder"})
+
+
+def _told(shown: msgspec.Struct | None) -> dict[str, Any]:
+    if shown is None:
+        return {}
+    # Amounts are texts of numbers, which only writing and reading makes plain.
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(shown))
+    return {name: value for name, value in plain.items() if name not in _BY_ITSELF}
+
+
 def changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return `before` and `after` of what differs, for `write`."""
     names = [name for name in new if old.get(name) != new[name]]

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from core import db, ids, segments
+from core import audit_log, db, ids, segments
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.rules import codes, limits, money, promotions
@@ -39,6 +39,12 @@ _MOVES: Final[dict[Move, tuple[tuple[Status, ...], Status, str | None]]] = {
     "pause": (("active",), "paused", "campaign.paused"),
     "resume": (("paused",), "active", "campaign.resumed"),
     "end": (("draft", "active", "paused"), "ended", "campaign.ended"),
+}
+_ACTIONS: Final[dict[Move, str]] = {
+    "activate": "campaign.activated",
+    "pause": "campaign.paused",
+    "resume": "campaign.resumed",
+    "end": "campaign.ended",
 }
 # Members of `rules` that change the terms of codes that are out, as opposed to later ones.
 _LATER_ONLY: Final = ("expires_after_days",)
@@ -243,7 +249,9 @@ async def create(conn: db.Connection, caller: Caller, new: NewCampaign) -> Campa
     await record(conn, caller, stored, "campaign.created")
     if stored.started_at is not None:
         await record(conn, caller, stored, "campaign.started")
-    return show(stored, caller)
+    made = show(stored, caller)
+    await audit_log.write_change(conn, caller, "campaign.created", made.id, after=made)
+    return made
 
 
 def _code(new: NewCampaign, campaign_id: UUID) -> str | None:
@@ -370,7 +378,11 @@ async def edit(
         ) from None
     after = await _by_id(conn, caller, before.id)
     await record(conn, caller, after, "campaign.edited", rules=changed)
-    return msgspec.structs.replace(show(after, caller), effect=effect)
+    shown = show(after, caller)
+    await audit_log.write_change(
+        conn, caller, "campaign.updated", shown.id, before=show(before, caller), after=shown
+    )
+    return msgspec.structs.replace(shown, effect=effect)
 
 
 def _changed(rules: RulesPatch) -> list[str]:
@@ -479,7 +491,9 @@ async def clone(
     await record(
         conn, caller, stored, "campaign.created", cloned_from=ids.format_id("cmp", before.id)
     )
-    return show(stored, caller)
+    made = show(stored, caller)
+    await audit_log.write_change(conn, caller, "campaign.created", made.id, after=made)
+    return made
 
 
 async def switch(
@@ -508,7 +522,11 @@ async def switch(
         if after.status == "draft":
             return Refusal("not_started", "This campaign is a draft; activate it.")
         return Refusal("paused", "This campaign is paused; resume it.")
-    return show(after, caller)
+    shown = show(after, caller)
+    await audit_log.write_change(
+        conn, caller, _ACTIONS[move], shown.id, before=show(before, caller), after=shown
+    )
+    return shown
 
 
 async def keep_time(database: db.Database) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db, ids, redemptions, segments, vouchers
+from core import audit_log, db, ids, redemptions, segments, vouchers
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, Refusal
 from core.redemptions import Redemption
@@ -231,6 +231,7 @@ async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refu
     await db.run(conn, "referral_rewards.rename_counts", **params)
     await db.run(conn, "customers.rename_answers", **params)
     await db.run(conn, "customers.forget", **person)
+    await audit_log.write(conn, caller, "customer.erased", pseudonym)
     return Erased(pseudonym, renamed)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 import core.db as db
-from core import ids
+from core import audit_log, ids
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Fault, Invalid, NotFound, Refusal, Unavailable
 from core.hot import leases as hot_leases
@@ -185,6 +185,10 @@ async def create(conn: db.Connection, caller: Caller, new: NewFlashSale) -> UUID
         raise AlreadyExists(
             "This voucher is in a flash sale that is not over yet.", field="voucher"
         ) from error
+    await audit_log.write(
+        conn, caller, "flash_sale.created", ids.format_id("fls", sale_id),
+        after={"name": new.name, "stock": new.stock, "durability": new.durability},
+    )  # fmt: skip
     return sale_id
 
 
@@ -341,6 +345,23 @@ async def show(redis: Redis, row: SaleRow, caller: Caller) -> FlashSale:
     )
 
 
+async def _audit(
+    conn: db.Connection,
+    caller: Caller | None,
+    what: str,
+    sale_id: UUID,
+    *,
+    is_done: bool,
+    patch: FlashSalePatch | None = None,
+) -> None:
+    """Write down what somebody did with a sale; what was refused, or the clock's, is not told."""
+    if caller is not None and is_done:
+        await audit_log.write(
+            conn, caller, f"flash_sale.{what}", ids.format_id("fls", sale_id),
+            after=None if patch is None else msgspec.to_builtins(patch),
+        )  # fmt: skip
+
+
 class SaleDesk:
     """Steers sales on behalf of one process: it has both stores at hand."""
 
@@ -381,9 +402,17 @@ class SaleDesk:
         return row
 
     async def open(
-        self, project_id: UUID, sale_id: UUID, *, by_hand: bool, waits: bool = True
+        self,
+        project_id: UUID,
+        sale_id: UUID,
+        *,
+        by_hand: bool,
+        waits: bool = True,
+        caller: Caller | None = None,
     ) -> Refusal | None:
         """Open a sale: now when `by_hand`, else at its start. Idempotent; also ends a pause.
+
+        `caller` is who the audit log says it was, here and below; the clock is nobody.
 
         Returns when the sale is armed and, with `waits`, every living worker serves it.
         Refuses: sale_over, sold_out, cannot_arm. Raises: NotFound; Unavailable.
@@ -402,17 +431,18 @@ class SaleDesk:
                     id=sale_id,
                     by_hand=by_hand,
                 )
+                await _audit(conn, caller, "opened", sale_id, is_done=done is not None)
             if done is None:
                 return Refusal(code="sale_over", detail="This sale is over; make another one.")
             await self.leases.void_crowd(project_id, done)
             return None
         try:
-            return await self._open_fast(project_id, sale_id, by_hand, waits)
+            return await self._open_fast(project_id, sale_id, by_hand, waits, caller)
         except (redis_errors, OSError) as error:
             raise Unavailable("Redis is away; a fast sale cannot be armed without it.") from error
 
     async def _open_fast(
-        self, project_id: UUID, sale_id: UUID, by_hand: bool, waits: bool
+        self, project_id: UUID, sale_id: UUID, by_hand: bool, waits: bool, caller: Caller | None
     ) -> Refusal | None:
         armed = await self.leases.arm(project_id, sale_id, by_hand)
         if isinstance(armed, Refusal):
@@ -423,6 +453,7 @@ class SaleDesk:
             opened = await db.run(
                 conn, "flash_sales.set_open", project_id=project_id, id=sale_id, by_hand=by_hand
             )
+            await _audit(conn, caller, "opened", sale_id, is_done=opened > 0)
         if opened:
             state = await hot_leases.set_state(self.redis, str(lease_id), "open")
             if by_hand and state is not None and state.start_ms:
@@ -431,11 +462,14 @@ class SaleDesk:
             await self.leases.await_served(lease_id, size)
         return None
 
-    async def pause(self, project_id: UUID, sale_id: UUID) -> Refusal | None:
+    async def pause(
+        self, project_id: UUID, sale_id: UUID, *, caller: Caller | None = None
+    ) -> Refusal | None:
         """Pause an open sale; `open` ends the pause. Refuses: sale_not_open."""
         async with self.database.transaction(project_id) as conn:
             await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
             done = await db.one(conn, "flash_sales.pause", UUID, project_id=project_id, id=sale_id)
+            await _audit(conn, caller, "paused", sale_id, is_done=done is not None)
         row = await self.read(project_id, sale_id)
         if done is None:
             return Refusal(code="sale_not_open", detail=f"This sale is {row.phase()}, not open.")
@@ -443,11 +477,12 @@ class SaleDesk:
         await self._tell_redis(row, "paused")
         return None
 
-    async def close(self, project_id: UUID, sale_id: UUID) -> None:
+    async def close(self, project_id: UUID, sale_id: UUID, *, caller: Caller | None = None) -> None:
         """End a sale for good. Idempotent. What was won is settled within moments."""
         async with self.database.transaction(project_id) as conn:
             await db.run(conn, "flash_sales.lock_voucher", project_id=project_id, id=sale_id)
-            await db.one(conn, "flash_sales.close", UUID, project_id=project_id, id=sale_id)
+            done = await db.one(conn, "flash_sales.close", UUID, project_id=project_id, id=sale_id)
+            await _audit(conn, caller, "closed", sale_id, is_done=done is not None)
         row = await self.read(project_id, sale_id)
         await self.leases.void_crowd(project_id, row.voucher_id)
         await self._tell_redis(row, "closed")
@@ -463,7 +498,14 @@ class SaleDesk:
                 f"The sale is {state} in the ledger; Redis is away and follows when it is back."
             ) from error
 
-    async def patch(self, project_id: UUID, sale_id: UUID, patch: FlashSalePatch) -> Refusal | None:
+    async def patch(
+        self,
+        project_id: UUID,
+        sale_id: UUID,
+        patch: FlashSalePatch,
+        *,
+        caller: Caller | None = None,
+    ) -> Refusal | None:
         """Change stock (upwards), window or name; a live lease grows at once.
 
         Refuses: sale_over. Raises: Invalid; NotFound.
@@ -494,6 +536,7 @@ class SaleDesk:
                 sets_ends_at=sets_end,
                 ends_at=ends_at,
             )
+            await _audit(conn, caller, "updated", sale_id, is_done=done is not None, patch=patch)
         if done is None:
             return Refusal(code="sale_over", detail="This sale is over; make another one.")
         await self.leases.void_crowd(project_id, done)

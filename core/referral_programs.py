@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import campaigns, db, ids
+from core import audit_log, campaigns, db, ids
 from core.api_keys import Caller
 from core.campaigns import Name
 from core.errors import AlreadyExists, Invalid, NotFound
@@ -175,7 +175,9 @@ async def create(conn: db.Connection, caller: Caller, new: NewProgram) -> Progra
         project_id=caller.project_id, id=program_id, program_name=new.name,
         conversion=new.conversion, min_order_minor=least, rules=rules, metadata=new.metadata,
     )  # fmt: skip
-    return await get(conn, caller, ids.format_id("rfp", program_id))
+    made = await get(conn, caller, ids.format_id("rfp", program_id))
+    await audit_log.write_change(conn, caller, "referral_program.created", made.id, after=made)
+    return made
 
 
 async def _read(
@@ -243,7 +245,12 @@ async def switch(conn: db.Connection, caller: Caller, public_id: str, *, status:
     await db.run(
         conn, "referral_programs.switch", project_id=caller.project_id, id=stored.id, status=status
     )
-    return await get(conn, caller, public_id)
+    after = await get(conn, caller, public_id)
+    await audit_log.write_change(
+        conn, caller, "referral_program.updated", after.id,
+        before=show(stored, caller), after=after,
+    )  # fmt: skip
+    return after
 
 
 def show(stored: Stored, caller: Caller) -> Program:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db, ids
+from core import audit_log, db, ids
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Invalid, NotFound
 from core.rules import conditions, segments
@@ -105,7 +105,9 @@ async def create(conn: db.Connection, caller: Caller, new: NewSegment) -> Segmen
         raise _name_taken() from None
     if new.customer_ids:
         await _add(conn, caller, segment_id, new.customer_ids)
-    return await get(conn, caller, ids.format_id("seg", segment_id))
+    made = await get(conn, caller, ids.format_id("seg", segment_id))
+    await audit_log.write_change(conn, caller, "segment.created", made.id, after=made)
+    return made
 
 
 async def find(conn: db.Connection, caller: Caller, public_id: str) -> Stored:
@@ -152,7 +154,11 @@ async def edit(conn: db.Connection, caller: Caller, public_id: str, patch: Segme
         )  # fmt: skip
     except db.UniqueViolation:
         raise _name_taken() from None
-    return await get(conn, caller, public_id)
+    after = await get(conn, caller, public_id)
+    await audit_log.write_change(
+        conn, caller, "segment.updated", after.id, before=show(stored, caller), after=after
+    )
+    return after
 
 
 async def change_members(
@@ -167,7 +173,12 @@ async def change_members(
         conn, "segments.remove",
         project_id=caller.project_id, id=stored.id, customer_ids=patch.remove,
     )  # fmt: skip
-    return await get(conn, caller, public_id)
+    after = await get(conn, caller, public_id)
+    await audit_log.write_change(
+        conn, caller, "segment.members_changed", after.id,
+        before=show(stored, caller), after=after,
+    )  # fmt: skip
+    return after
 
 
 async def members(

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import campaigns, db, ids, segments
+from core import audit_log, campaigns, db, ids, segments
 from core.api_keys import Caller
 from core.errors import AlreadyExists, Invalid, NotFound, Refusal
 from core.rules import codes, limits, money, promotions, schedules
@@ -295,7 +295,11 @@ async def edit(
         raise Invalid("expires_at must be later than starts_at", field="expires_at") from None
     if not changed:
         return _IN_SALE
-    return show(await _by_id(conn, caller, before.id), caller)
+    after = show(await _by_id(conn, caller, before.id), caller)
+    await audit_log.write_change(
+        conn, caller, "voucher.updated", after.id, before=show(before, caller), after=after
+    )
+    return after
 
 
 async def switch(
@@ -313,7 +317,13 @@ async def switch(
     after = await _by_id(conn, caller, stored.id)
     if not changed and after.status != status:
         return _IN_SALE
-    return show(after, caller)
+    shown = show(after, caller)
+    if changed:
+        action = "voucher.enabled" if status == "active" else "voucher.disabled"
+        await audit_log.write_change(
+            conn, caller, action, shown.id, before=show(stored, caller), after=shown
+        )
+    return shown
 
 
 def show(stored: Stored, caller: Caller) -> Voucher:

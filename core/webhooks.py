@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db, events, ids, outbound
+from core import audit_log, db, events, ids, outbound
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, Refusal
 from core.settings import Settings
@@ -152,6 +152,8 @@ async def create(
     if not done:
         return Refusal("too_many_webhooks", f"A project has at most {WEBHOOKS_MAX} webhooks.")
     stored = await find(conn, caller, ids.format_id("whk", webhook_id))
+    made = show(stored)
+    await audit_log.write_change(conn, caller, "webhook.created", made.id, after=made)
     return show(stored, Signer(settings.secret).secret(webhook_id, stored.secret_version))
 
 
@@ -208,13 +210,19 @@ async def edit(
         conn, "webhooks.edit", project_id=caller.project_id, id=before.id, url=url,
         events=types, description=described, status=status,
     )  # fmt: skip
-    return await get(conn, caller, public_id)
+    after = await get(conn, caller, public_id)
+    await audit_log.write_change(
+        conn, caller, "webhook.updated", after.id, before=show(before), after=after
+    )
+    return after
 
 
 async def remove(conn: db.Connection, caller: Caller, public_id: str) -> None:
     """Take a webhook away for good; what waits for it is not delivered. Raises: NotFound."""
     stored = await find(conn, caller, public_id)
     await db.run(conn, "webhooks.remove", project_id=caller.project_id, id=stored.id)
+    gone = show(stored)
+    await audit_log.write_change(conn, caller, "webhook.removed", gone.id, before=gone)
 
 
 async def rotate(
@@ -230,6 +238,7 @@ async def rotate(
         project_id=caller.project_id, id=before.id, overlap_s=rotation.overlap_s,
     )  # fmt: skip
     stored = await find(conn, caller, public_id)
+    await audit_log.write(conn, caller, "webhook.rotated", show(stored).id)
     return show(stored, signer.secret(stored.id, stored.secret_version))
 
 

@@ -133,7 +133,9 @@ async def live(request: Req, project: str, sale: str) -> Response[bytes]:
 async def open_(request: Req, project: str, sale: str) -> Response[bytes]:
     """Open a sale, or end its pause; answered when every worker serves it."""
     visit = await visits.changing(request, project)
-    refused = await visit.desk.open(visit.caller.project_id, _id_of(sale), by_hand=True)
+    refused = await visit.desk.open(
+        visit.caller.project_id, _id_of(sale), by_hand=True, caller=visit.caller
+    )
     return visit.refused(refused) if refused else visit.redirect(f"/flash-sales/{sale}", "opened")
 
 
@@ -144,7 +146,7 @@ async def open_(request: Req, project: str, sale: str) -> Response[bytes]:
 async def pause(request: Req, project: str, sale: str) -> Response[bytes]:
     """Pause an open sale."""
     visit = await visits.changing(request, project)
-    refused = await visit.desk.pause(visit.caller.project_id, _id_of(sale))
+    refused = await visit.desk.pause(visit.caller.project_id, _id_of(sale), caller=visit.caller)
     return visit.refused(refused) if refused else visit.redirect(f"/flash-sales/{sale}", "paused")
 
 
@@ -155,7 +157,7 @@ async def pause(request: Req, project: str, sale: str) -> Response[bytes]:
 async def close(request: Req, project: str, sale: str) -> Response[bytes]:
     """End a sale for good."""
     visit = await visits.changing(request, project)
-    await visit.desk.close(visit.caller.project_id, _id_of(sale))
+    await visit.desk.close(visit.caller.project_id, _id_of(sale), caller=visit.caller)
     return visit.redirect(f"/flash-sales/{sale}", "closed")
 
 
@@ -167,7 +169,9 @@ async def stock(request: Req, project: str, sale: str) -> Response[bytes]:
     """Raise a sale's stock, also while it sells."""
     visit = await visits.changing(request, project)
     change = forms.read(FlashSalePatch, _STOCK, visit.given, visit.zone)
-    refused = await visit.desk.patch(visit.caller.project_id, _id_of(sale), change)
+    refused = await visit.desk.patch(
+        visit.caller.project_id, _id_of(sale), change, caller=visit.caller
+    )
     return visit.refused(refused) if refused else visit.redirect(f"/flash-sales/{sale}", "saved")
 
 

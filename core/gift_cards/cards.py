@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import db, ids, lookups
+from core import audit_log, db, ids, lookups
 from core.api_keys import Caller
 from core.errors import (
     AlreadyExists,
@@ -451,7 +451,14 @@ async def switch(
     await db.run(
         conn, "gift_cards.switch", project_id=caller.project_id, id=stored.id, status=status
     )
-    return await get(conn, caller, public_id)
+    card = await get(conn, caller, public_id)
+    if stored.status != status:
+        await audit_log.write(
+            conn, caller, "gift_card.enabled" if status == "active" else "gift_card.disabled",
+            card.id,
+            before={"status": stored.status}, after={"status": status},
+        )  # fmt: skip
+    return card
 
 
 async def recode(conn: db.Connection, caller: Caller, public_id: str, vault: Vault) -> GiftCard:
@@ -463,6 +470,7 @@ async def recode(conn: db.Connection, caller: Caller, public_id: str, vault: Vau
     [drawn] = vault.draw([stored.id], [stored.pin_digest is not None])
     await _recode(conn, caller, vault, [stored.id], [drawn])
     card = await get(conn, caller, public_id)
+    await audit_log.write(conn, caller, "gift_card.recoded", card.id)
     return msgspec.structs.replace(card, code=drawn.code, pin=drawn.pin)
 
 

@@ -142,3 +142,73 @@ def test_the_app_can_neither_change_nor_remove_an_entry(
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         asyncio.run(attempt())
+
+
+def entries_of(client: httpx.Client, target: str) -> list[tuple[str, object, object]]:
+    listed = client.get("/v1/audit-log", params={"target": target}).json()["data"]
+    return [(one["action"], one["before"], one["after"]) for one in reversed(listed)]
+
+
+def test_what_is_done_with_a_campaign_is_told_with_what_changed(client: httpx.Client) -> None:
+    made = client.post("/v1/campaigns", json={"name": "A", "rules": {"discount_value": 5}}).json()
+    path = f"/v1/campaigns/{made['id']}"
+    client.patch(path, json={"name": "B"})
+    client.patch(path, json={"name": "B"})
+    client.post(f"{path}/pause")
+    client.post(f"{path}/pause")
+
+    told = entries_of(client, made["id"])
+
+    assert [action for action, _, _ in told] == [
+        "campaign.created", "campaign.updated", "campaign.paused",
+    ]  # fmt: skip
+    assert told[1][1:] == ({"name": "A"}, {"name": "B"})
+    assert told[2][1:] == ({"status": "active"}, {"status": "paused"})
+
+
+def test_what_is_done_with_a_sale_is_told_and_what_is_refused_is_not(client: httpx.Client) -> None:
+    made = client.post(
+        "/v1/flash-sales",
+        json={"name": "F", "code": "AUDITED", "discount_value": 5, "stock": 10,
+              "durability": "strict"},
+    ).json()  # fmt: skip
+    path = f"/v1/flash-sales/{made['id']}"
+    assert client.post(f"{path}/pause").status_code == 409
+    client.post(f"{path}/open")
+    client.patch(path, json={"stock": 20})
+    client.post(f"{path}/close")
+    assert client.post(f"{path}/open").status_code == 409
+
+    assert [(action, after) for action, _, after in entries_of(client, made["id"])] == [
+        ("flash_sale.created", {"name": "F", "stock": 10, "durability": "strict"}),
+        ("flash_sale.opened", None),
+        ("flash_sale.updated", {"name": None, "stock": 20}),
+        ("flash_sale.closed", None),
+    ]
+
+
+def test_a_voucher_that_is_switched_or_edited_is_told_once(client: httpx.Client) -> None:
+    made = client.post("/v1/vouchers", json={"code": "TOLD", "discount_value": 5}).json()
+    for _ in range(2):
+        client.post("/v1/vouchers/TOLD/disable")
+        client.patch("/v1/vouchers/TOLD", json={"metadata": {"a": 1}})
+
+    assert entries_of(client, made["id"]) == [
+        ("voucher.disabled", {"status": "active"}, {"status": "disabled"}),
+        ("voucher.updated", {"metadata": {}}, {"metadata": {"a": 1}}),
+    ]
+
+
+def test_an_erased_customer_is_told_of_without_who_they_were(
+    client: httpx.Client, api: Api, project: Project
+) -> None:
+    client.post("/v1/customers", json={"customer_id": "cust_secret", "name": "Zoë Secret"})
+    erased = client.post("/v1/customers/cust_secret/erase").json()
+
+    said = api.rows(
+        "select to_jsonb(a)::text from vf.audit_log a where project_id = $1", UUID(project.id)
+    )
+    text = "\n".join(str(row[0]) for row in said)
+    assert "customer.erased" in text
+    assert erased["pseudonym"] in text
+    assert "cust_secret" not in text and "Zoë" not in text
