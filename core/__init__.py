@@ -52,7 +52,7 @@ operations
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
-  analytics       figures, from the ledger
+  analytics       figures, kept from events
   credentials     passwords changed or forgotten, second factors given and taken
   people          who has an account: sign up, log in
   members         who is in a project, as what, and who was asked

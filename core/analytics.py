@@ -1,13 +1,42 @@
-"""Figures of a project, from the ledger."""
+"""Figures of a project: kept by the worker from events, exact whenever they are read.
 
+What the worker has not come to yet is added as a figure is read, so a figure is the ledger's at
+every moment, and reading it costs what has happened within the last second.
+"""
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
+import structlog
 
-from core import db
+from core import campaigns, db, ids
 from core.api_keys import Caller
-from core.rules import money
+from core.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
+from core.rules import money, schedules
 from core.shapes import Amount
+
+Unit = Literal["second", "minute", "hour", "day", "week", "month"]
+
+# Events of one commit: a few hundred ms of adding up.
+ROWS_MAX: Final = 500
+EVENTS_MAX: Final = 20_000
+LOOK_S: Final = 0.5
+# Seconds, minutes and the quarters of vouchers are kept as long as events are, and some days.
+KEEP_DAYS: Final = 35
+FORGET_PIECES_MAX: Final = 100
+# What was redeemed before there were events is added in one statement, some seconds a million.
+BEGIN_TIMEOUT_MS: Final = 600_000
+# How many days may be asked for by each unit: some thousand points at most.
+DAYS_MAX: Final[dict[Unit, int]] = {
+    "second": 1, "minute": 2, "hour": 62, "day": 732, "week": 3_660, "month": 3_660,
+}  # fmt: skip
+_GRAIN_S: Final[dict[Unit, int]] = {"second": 1, "minute": 60}
+_QUARTER_S: Final = 900
+
+_log = structlog.get_logger("vauchflow.analytics")
 
 
 class FlashSaleFigures(msgspec.Struct, frozen=True):
@@ -32,22 +61,103 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str
 
 
+class Sums(msgspec.Struct, frozen=True, kw_only=True):
+    """What redemptions add up to.
+
+    `redemptions`, `discount` and `order_value` are of those that stand, less what was given back;
+    `redeemed` counts all that were redeemed then, `rolled_back` what was undone then.
+    """
+
+    redemptions: int
+    discount: Amount
+    order_value: Amount
+    redeemed: int
+    rolled_back: int
+
+
+class Point(Sums, frozen=True, kw_only=True):
+    """The same of one second, minute, hour, day, week or month, from `at` on."""
+
+    at: datetime
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over a span of days, those of as many days before, and its points.
+
+    Points at which nothing happened are left out.
+    """
+
+    id: str
+    from_: str = msgspec.field(name="from")
+    to: str
+    unit: Unit
+    time_zone: str
+    currency: str
+    totals: Sums
+    previous: Sums
+    points: list[Point]
+
+
+class Liability(msgspec.Struct, frozen=True):
+    """What may still be redeemed of a campaign, and at its mean discount so far, what it costs."""
+
+    open_redemptions: int | None
+    expected_discount: Amount | None
+
+
+class CampaignSeries(Series, frozen=True, kw_only=True):
+    """The same of a campaign, with what may still come; without a limit nobody knows."""
+
+    name: str
+    liability: Liability
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Which days, by which unit, on whose clock; the last 30 days where nothing is said."""
+
+    from_day: date | None = None
+    to_day: date | None = None
+    unit: Unit = "day"
+    time_zone: str | None = None
+
+
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """A project as its counters have it. `redemptions_total` and `sale_wins` are live ones."""
+    """A project as its counters have it. `sale_wins` are live ones."""
 
     active_campaigns: int
     active_vouchers: int
-    redemptions_total: int
     sales_open: int
     sales_scheduled: int
     sale_wins: int
     time_zone: str
 
 
-class _Today(msgspec.Struct, frozen=True, kw_only=True):
-    redemptions: int
+class Now(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands of a project's redemptions; `has_begun`: also those from before events."""
+
+    redemptions_today: int
+    discount_today_minor: int
+    redemptions_total: int
+    discount_total_minor: int
+    has_begun: bool
+    top_code: str | None
+
+
+class _Row(msgspec.Struct, frozen=True, kw_only=True):
+    at: datetime
+    redeemed: int
     discount_minor: int
-    top_voucher_id: UUID | None
+    order_value_minor: int
+    undone: int
+    undone_discount_minor: int
+    undone_value_minor: int
+    returned_minor: int
+    rolled_back: int
+
+
+class _Span(msgspec.Struct, frozen=True):
+    from_at: datetime
+    to_at: datetime
 
 
 async def overview(conn: db.Connection, caller: Caller) -> Overview:
@@ -56,19 +166,14 @@ async def overview(conn: db.Connection, caller: Caller) -> Overview:
     Redemptions that were rolled back count nowhere.
     """
     counts = await counts_of(conn, caller.project_id)
-    today = await db.one(conn, "analytics.today", _Today, project_id=caller.project_id)
-    assert today is not None
-    top_code = await db.one(
-        conn, "analytics.top_code", str,
-        project_id=caller.project_id, voucher_id=today.top_voucher_id,
-    )  # fmt: skip
+    now = await now_of(conn, caller.project_id)
     return Overview(
         active_campaigns=counts.active_campaigns,
         active_vouchers=counts.active_vouchers,
-        redemptions_today=today.redemptions,
-        discounts_today=money.json_amount(today.discount_minor, caller.exponent),
-        redemptions_total=counts.redemptions_total,
-        top_code=top_code,
+        redemptions_today=now.redemptions_today,
+        discounts_today=money.json_amount(now.discount_today_minor, caller.exponent),
+        redemptions_total=now.redemptions_total,
+        top_code=now.top_code,
         flash_sales=FlashSaleFigures(counts.sales_open, counts.sales_scheduled, counts.sale_wins),
         currency=caller.currency,
         time_zone=counts.time_zone,
@@ -80,3 +185,158 @@ async def counts_of(conn: db.Connection, project_id: UUID) -> Counts:
     counts = await db.one(conn, "analytics.counts", Counts, project_id=project_id)
     assert counts is not None
     return counts
+
+
+async def now_of(conn: db.Connection, project_id: UUID) -> Now:
+    """Return what stands of a project's redemptions."""
+    now = await db.one(conn, "analytics.now", Now, project_id=project_id)
+    assert now is not None
+    return now
+
+
+async def of_project(conn: db.Connection, caller: Caller, asked: Asked) -> Series:
+    """Return the figures of the whole project over some days. Raises: Invalid."""
+    return Series(**await _series(conn, caller, "prj", caller.project_id, asked))
+
+
+async def of_campaign(
+    conn: db.Connection, caller: Caller, public_id: str, asked: Asked
+) -> CampaignSeries:
+    """Return the figures of a campaign over some days. Raises: NotFound, Invalid."""
+    campaign = await campaigns.find(conn, caller, public_id)
+    found = await _series(conn, caller, "cmp", campaign.id, asked)
+    left = None
+    expected = None
+    if campaign.max_redemptions is not None:
+        left = campaign.max_redemptions - campaign.direct_count - campaign.leased_count
+        left += campaign.held_count + campaign.unsold_count
+        ever = await _sum(conn, caller.project_id, campaign.id)
+        mean_of = max(1, ever.redeemed - ever.undone)
+        minor = ever.discount_minor - ever.undone_discount_minor - ever.returned_minor
+        expected = money.json_amount((left * minor + mean_of // 2) // mean_of, caller.exponent)
+    return CampaignSeries(**found, name=campaign.name, liability=Liability(left, expected))
+
+
+async def of_sale(conn: db.Connection, caller: Caller, public_id: str, asked: Asked) -> Series:
+    """Return the figures of a flash sale over some days, also by the second.
+
+    Raises: NotFound, Invalid.
+    """
+    sale_id = ids.parse_id("fls", public_id)
+    if sale_id is None or not await db.value(
+        conn, "flash_sales.exists", bool, project_id=caller.project_id, id=sale_id
+    ):
+        raise NotFound("There is no such flash sale in this project.")
+    return Series(**await _series(conn, caller, "fls", sale_id, asked))
+
+
+async def _series(
+    conn: db.Connection, caller: Caller, prefix: ids.Prefix, scope_id: UUID, asked: Asked
+) -> dict[str, Any]:
+    zone = asked.time_zone or await campaigns.time_zone(conn, caller)
+    schedules.check_time_zone(zone, field="time_zone")
+    if asked.unit == "second" and prefix != "fls":
+        raise Invalid("unit second is for flash sales", field="unit")
+    today = date.fromisoformat(await db.value(conn, "analytics.today", str, time_zone=zone))
+    to_day = asked.to_day or today
+    days = min(30, DAYS_MAX[asked.unit])
+    from_day = asked.from_day or to_day - timedelta(days=days - 1)
+    days = (to_day - from_day).days + 1
+    if not 1 <= days <= DAYS_MAX[asked.unit]:
+        raise Invalid(
+            f"from must be before to, by at most {DAYS_MAX[asked.unit]} days for this unit",
+            field="from",
+        )
+    before = (from_day - timedelta(days=days), from_day - timedelta(days=1))
+    rows = await _rows(conn, caller.project_id, scope_id, (from_day, to_day), asked.unit, zone)
+    previous = await _rows(conn, caller.project_id, scope_id, before, asked.unit, zone)
+    return {
+        "id": ids.format_id(prefix, scope_id), "from_": from_day.isoformat(),
+        "to": to_day.isoformat(), "unit": asked.unit, "time_zone": zone,
+        "currency": caller.currency, "totals": Sums(**_shown(_total(rows), caller.exponent)),
+        "previous": Sums(**_shown(_total(previous), caller.exponent)),
+        "points": [Point(at=row.at, **_shown(row, caller.exponent)) for row in rows],
+    }  # fmt: skip
+
+
+async def _rows(
+    conn: db.Connection, project_id: UUID, scope_id: UUID, days: tuple[date, date], unit: Unit,
+    zone: str,
+) -> list[_Row]:  # fmt: skip
+    span = await db.one(
+        conn, "analytics.span", _Span, from_day=days[0], to_day=days[1], time_zone=zone
+    )
+    assert span is not None
+    return await db.many(
+        conn, "analytics.points", _Row, project_id=project_id, scope_id=scope_id,
+        grain_s=_GRAIN_S.get(unit, _QUARTER_S), from_at=span.from_at, to_at=span.to_at, unit=unit,
+        time_zone=zone,
+    )  # fmt: skip
+
+
+async def _sum(conn: db.Connection, project_id: UUID, scope_id: UUID) -> _Row:
+    """Return what a scope adds up to in all."""
+    row = await db.one(conn, "analytics.ever", _Row, project_id=project_id, scope_id=scope_id)
+    assert row is not None
+    return row
+
+
+_ADDED: Final = tuple(name for name in _Row.__struct_fields__ if name != "at")
+
+
+def _total(rows: list[_Row]) -> _Row:
+    sums = {name: sum(getattr(row, name) for row in rows) for name in _ADDED}
+    return _Row(at=datetime.min.replace(tzinfo=UTC), **sums)
+
+
+def _shown(row: _Row, exponent: int) -> dict[str, Any]:
+    return {
+        "redemptions": row.redeemed - row.undone,
+        "discount": money.json_amount(
+            row.discount_minor - row.undone_discount_minor - row.returned_minor, exponent
+        ),
+        "order_value": money.json_amount(row.order_value_minor - row.undone_value_minor, exponent),
+        "redeemed": row.redeemed,
+        "rolled_back": row.rolled_back,
+    }
+
+
+async def roll_up(database: db.Database) -> int | None:
+    """Add the next events to the figures; return how many rows, None before they have begun."""
+    async with database.transaction(None) as conn:
+        return await db.value(
+            conn, "analytics.roll_up", int | None,  # type: ignore[arg-type]
+            rows_max=ROWS_MAX, events_max=EVENTS_MAX,
+        )  # fmt: skip
+
+
+async def begin(database: db.Database) -> bool:
+    """Add what was redeemed before there were events, once; False: something is in between."""
+    async with database.transaction(
+        None, isolation="repeatable read", statement_timeout_ms=BEGIN_TIMEOUT_MS
+    ) as conn:
+        return await db.value(conn, "analytics.begin", bool)
+
+
+async def run(database: db.Database) -> None:
+    """Keep the figures until cancelled. Several workers may run it; one at a time does."""
+    while True:
+        added: int | None = 0
+        try:
+            added = await roll_up(database)
+            if added is None:
+                await begin(database)
+        except (Unavailable, OutcomeUnknown) as error:
+            _log.warning("figures_wait", error=str(error))
+        except Exception:
+            _log.exception("figures_broken")
+        if not added:
+            await asyncio.sleep(LOOK_S)
+
+
+async def forget(database: db.Database) -> None:
+    """Delete fine figures that are older than they are kept. Raises: Unavailable."""
+    for _ in range(FORGET_PIECES_MAX):
+        async with database.connection() as conn:
+            if not await db.run(conn, "analytics.forget", keep_days=KEEP_DAYS):
+                return

@@ -17,6 +17,7 @@ import structlog
 
 import core.db as db
 from core import (
+    analytics,
     attributions,
     batches,
     billing,
@@ -79,6 +80,7 @@ async def run(settings: Settings) -> None:
     filling = asyncio.create_task(batches.run(database))
     pooling = asyncio.create_task(publications.run(database))
     publishing = asyncio.create_task(deliveries.publish_forever(database))
+    adding = asyncio.create_task(analytics.run(database))
     sending = asyncio.create_task(deliveries.Courier(database, settings).run())
     try:
         looks = 0
@@ -101,6 +103,7 @@ async def run(settings: Settings) -> None:
         await end(filling)
         await end(pooling)
         await end(publishing)
+        await end(adding)
         await end(sending)
         await client.aclose()
         await database.close()
@@ -148,6 +151,7 @@ async def tidy(database: db.Database) -> None:
             await db.run(conn, "lookups.forget")
             await db.run(conn, "sessions.forget", keep=KEEP_SESSIONS)
         await deliveries.forget(database)
+        await analytics.forget(database)
         await events.forget(database)
     except (Unavailable, OutcomeUnknown) as error:
         _log.warning("tidy_failed", error=str(error))

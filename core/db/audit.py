@@ -22,7 +22,8 @@ UNIQUE_BY_OUR_OWN_VALUES: Final = frozenset(
     }
 )
 # No tenant's rows: which code runs, which processes are alive, what a look at the books found, and
-# whose history this is, who publishes events.
+# whose history this is, who publishes events and how far
+# the figures are.
 OPEN_TO_ALL_PROJECTS: Final = frozenset(
     {
         "vf.migrations",
@@ -31,6 +32,7 @@ OPEN_TO_ALL_PROJECTS: Final = frozenset(
         "vf.verifications",
         "vf.history",
         "vf.event_clock",
+        "vf.figures_mark",
     },
 )
 

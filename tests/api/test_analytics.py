@@ -1,4 +1,4 @@
-"""Figures over HTTP, from the ledger."""
+"""Figures over HTTP: at every moment what the ledger says, however far the worker is."""
 
 import uuid
 from collections.abc import Callable
@@ -18,11 +18,18 @@ def record(api: Api, project: Project, code: str, *, ago: str, status: str = "re
                    next_number = next_number + 1
              where project_id = $1 and code = $2
             returning id, next_number - 1 as seq)
+        , told as (
+        insert into vf.outbox (project_id, event, subject, data)
+        select $1, 'voucher.redeemed', v.id, jsonb_build_object('first', v.seq, 'count', 1) from v)
+        , stored as (
         insert into vf.redemptions (project_id, lease_id, seq, id, voucher_id, idempotency_key,
                fingerprint, order_value_minor, discount_minor, redeemed_at, status, rolled_back_at)
         select $1, v.id, v.seq, gen_random_uuid(), v.id, gen_random_uuid()::text, '', 1000, 150,
                now() - $3::text::interval, $4, case when $4 = 'rolled_back' then now() end
           from v
+        returning id)
+        insert into vf.outbox (project_id, event, subject)
+        select $1, 'redemption.rolled_back', s.id from stored s where $4 = 'rolled_back'
         """,
         uuid.UUID(project.id), code, ago, status,
     )  # fmt: skip

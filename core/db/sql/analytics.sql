@@ -1,21 +1,17 @@
+-- Figures: kept by the worker from events, and what it has not come to yet added to them as they are read.
+
 -- name: counts :one
--- Campaigns, vouchers and flash sales of the project as they stand now. Totals come from the counts that every
--- redemption changes in its own transaction, less the units that are out at Redis unsold or were burned there.
+-- Campaigns, vouchers and flash sales of the project as they stand now.
 SELECT p.time_zone,
        (SELECT count(*) FROM vf.campaigns c
          WHERE c.project_id = p.id AND c.status = 'active'
            AND (c.expires_at IS NULL OR c.expires_at > now())) AS active_campaigns,
-       v.active_vouchers,
-       v.taken - l.unsold - s.burned AS redemptions_total,
+       (SELECT count(*) FROM vf.vouchers k
+         WHERE k.project_id = p.id AND k.status = 'active'
+           AND (k.expires_at IS NULL OR k.expires_at > now())) AS active_vouchers,
        s.sales_open, s.sales_scheduled,
        s.taken - l.unsold - s.burned AS sale_wins
   FROM vf.projects p
- CROSS JOIN LATERAL (
-       SELECT count(*) FILTER (WHERE k.status = 'active'
-                                 AND (k.expires_at IS NULL OR k.expires_at > now()))
-                  AS active_vouchers,
-              coalesce(sum(k.direct_count + k.leased_count), 0)::bigint AS taken
-         FROM vf.vouchers k WHERE k.project_id = p.id) v
  CROSS JOIN LATERAL (
        SELECT count(*) FILTER (WHERE f.status = 'open' AND (f.ends_at IS NULL OR f.ends_at > now()))
                   AS sales_open,
@@ -30,32 +26,132 @@ SELECT p.time_zone,
         WHERE k.project_id = p.id AND k.state <> 'settled') l
  WHERE p.id = @project_id;
 
--- name: today :one
--- The live redemptions of the project's day and the voucher most redeemed in it, from the ledger.
+-- name: now :one
+-- The live redemptions of the project, those of its day, and the code most redeemed in it, else ever.
 WITH day AS (
-    SELECT r.voucher_id, count(*) AS redemptions, sum(r.discount_minor) AS discount_minor
-      FROM vf.redemptions r
-     WHERE r.project_id = @project_id AND r.status = 'redeemed'
-       AND r.redeemed_at >= (
-           SELECT date_trunc('day', now() AT TIME ZONE p.time_zone) AT TIME ZONE p.time_zone
-             FROM vf.projects p WHERE p.id = @project_id)
-     GROUP BY r.voucher_id)
-SELECT coalesce(sum(d.redemptions), 0)::bigint AS redemptions,
-       coalesce(sum(d.discount_minor), 0)::bigint AS discount_minor,
-       (SELECT e.voucher_id FROM day e ORDER BY e.redemptions DESC, e.voucher_id DESC LIMIT 1)
-           AS top_voucher_id
-  FROM day d;
+    SELECT date_trunc('day', now() AT TIME ZONE p.time_zone) AT TIME ZONE p.time_zone AS start
+      FROM vf.projects p WHERE p.id = @project_id
+), tail AS MATERIALIZED (
+    SELECT f.voucher_id, f.at >= d.start AS is_today, f.redeemed - f.undone AS live,
+           f.discount_minor - f.undone_discount_minor - f.returned_minor AS discount_minor
+      FROM day d, vf.facts(@project_id, coalesce((SELECT m.event_id FROM vf.figures_mark m),
+                                                 '00000000-0000-0000-0000-000000000000'),
+                           'ffffffff-ffff-ffff-ffff-ffffffffffff', true) f
+), today AS (
+    SELECT f.redeemed - f.undone AS live, f.discount_minor - f.undone_discount_minor - f.returned_minor AS discount_minor
+      FROM day d, vf.figures f
+     WHERE f.project_id = @project_id AND f.scope_id = @project_id AND f.grain_s = 900 AND f.bucket >= d.start
+    UNION ALL
+    SELECT t.live, t.discount_minor FROM tail t WHERE t.is_today
+), top_today AS (
+    SELECT v.voucher_id FROM (
+           SELECT f.scope_id AS voucher_id, f.redeemed - f.undone AS live FROM day d, vf.figures f
+            WHERE f.project_id = @project_id AND f.kind = 'v' AND f.grain_s = 900 AND f.bucket >= d.start
+           UNION ALL
+           SELECT t.voucher_id, t.live FROM tail t WHERE t.is_today) v
+     GROUP BY v.voucher_id HAVING sum(v.live) > 0 ORDER BY sum(v.live) DESC, v.voucher_id DESC LIMIT 1
+), top_ever AS (
+    SELECT v.voucher_id FROM (
+           (SELECT f.scope_id AS voucher_id, f.redeemed - f.undone AS live FROM vf.figures f
+             WHERE f.project_id = @project_id AND f.grain_s = 0 AND f.kind = 'v' AND f.bucket = '-infinity'
+               AND f.redeemed - f.undone > 1
+             ORDER BY f.redeemed - f.undone DESC, f.scope_id DESC LIMIT 1)
+           UNION ALL
+           (SELECT f.scope_id, 1 FROM vf.figures f
+             WHERE f.project_id = @project_id AND f.grain_s = 0 AND f.kind = 'v' AND f.redeemed - f.undone = 1 LIMIT 1)
+           UNION ALL
+           SELECT t.voucher_id, sum(t.live) + coalesce((
+                  SELECT f.redeemed - f.undone FROM vf.figures f
+                   WHERE f.project_id = @project_id AND f.scope_id = t.voucher_id AND f.grain_s = 0), 0)
+             FROM tail t GROUP BY t.voucher_id) v
+     WHERE v.live > 0 ORDER BY v.live DESC, v.voucher_id DESC LIMIT 1
+)
+SELECT (SELECT coalesce(sum(t.live), 0)::bigint FROM today t) AS redemptions_today,
+       (SELECT coalesce(sum(t.discount_minor), 0)::bigint FROM today t) AS discount_today_minor,
+       coalesce((SELECT f.redeemed - f.undone FROM vf.figures f
+                  WHERE f.project_id = @project_id AND f.scope_id = @project_id AND f.grain_s = 0), 0)
+       + (SELECT coalesce(sum(t.live), 0)::bigint FROM tail t) AS redemptions_total,
+       coalesce((SELECT f.discount_minor - f.undone_discount_minor - f.returned_minor FROM vf.figures f
+                  WHERE f.project_id = @project_id AND f.scope_id = @project_id AND f.grain_s = 0), 0)
+       + (SELECT coalesce(sum(t.discount_minor), 0)::bigint FROM tail t) AS discount_total_minor,
+       (SELECT m.event_id IS NOT NULL FROM vf.figures_mark m) AS has_begun,
+       (SELECT v.code FROM vf.vouchers v
+         WHERE v.project_id = @project_id
+           AND v.id = coalesce((SELECT o.voucher_id FROM top_today o), (SELECT e.voucher_id FROM top_ever e)))
+           AS top_code;
 
--- name: top_code :one
--- The code of a voucher, or with null of the one most redeemed ever; nothing before the first redemption.
-SELECT v.code
-  FROM vf.vouchers v
-  LEFT JOIN vf.leases l ON l.project_id = v.project_id AND l.voucher_id = v.id
-        AND l.state <> 'settled'
-  LEFT JOIN vf.lease_progress p ON p.lease_id = l.id AND p.project_id = l.project_id
- CROSS JOIN LATERAL (
-       SELECT v.direct_count + v.leased_count - coalesce(l.size - p.inserted_count, 0) AS redeemed) r
- WHERE v.project_id = @project_id
-   AND (v.id = @voucher_id OR @voucher_id::uuid IS NULL AND r.redeemed > 0)
- ORDER BY r.redeemed DESC, v.id DESC
- LIMIT 1;
+-- name: points :many
+-- What a scope adds up to between two instants, by the second, minute, hour, day, week or month of a time zone. An hour
+-- begins where the zone's minutes are 0, so that the hour that comes twice in autumn is two.
+WITH rows AS (
+    SELECT f.bucket AS at, f.redeemed, f.discount_minor, f.order_value_minor, f.undone, f.undone_discount_minor,
+           f.undone_value_minor, f.returned_minor, f.rolled_back
+      FROM vf.figures f
+     WHERE f.project_id = @project_id AND f.scope_id = @scope_id AND f.grain_s = @grain_s::integer
+       AND f.bucket >= @from_at::timestamptz AND f.bucket < @to_at::timestamptz
+    UNION ALL
+    SELECT date_bin(make_interval(secs => @grain_s::integer), t.at, 'epoch'), t.redeemed, t.discount_minor,
+           t.order_value_minor, t.undone, t.undone_discount_minor, t.undone_value_minor, t.returned_minor, t.rolled_back
+      FROM vf.facts(@project_id, coalesce((SELECT m.event_id FROM vf.figures_mark m),
+                                          '00000000-0000-0000-0000-000000000000'),
+                    'ffffffff-ffff-ffff-ffff-ffffffffffff', true) t
+     WHERE @scope_id IN (t.project_id, t.campaign_id, t.sale_id) AND t.at >= @from_at AND t.at < @to_at
+)
+SELECT CASE WHEN @unit::text IN ('second', 'minute') THEN date_trunc(@unit, r.at)
+            WHEN @unit = 'hour' THEN date_trunc('minute', r.at)
+                 - make_interval(mins => extract(minute FROM r.at AT TIME ZONE @time_zone::text)::integer)
+            ELSE date_trunc(@unit, r.at AT TIME ZONE @time_zone) AT TIME ZONE @time_zone END AS at,
+       sum(r.redeemed)::bigint AS redeemed, sum(r.discount_minor)::bigint AS discount_minor,
+       sum(r.order_value_minor)::bigint AS order_value_minor, sum(r.undone)::bigint AS undone,
+       sum(r.undone_discount_minor)::bigint AS undone_discount_minor,
+       sum(r.undone_value_minor)::bigint AS undone_value_minor, sum(r.returned_minor)::bigint AS returned_minor,
+       sum(r.rolled_back)::bigint AS rolled_back
+  FROM rows r GROUP BY 1 ORDER BY 1;
+
+-- name: ever :one
+-- What a campaign adds up to in all.
+WITH rows AS (
+    SELECT f.redeemed, f.discount_minor, f.order_value_minor, f.undone, f.undone_discount_minor, f.undone_value_minor,
+           f.returned_minor, f.rolled_back
+      FROM vf.figures f WHERE f.project_id = @project_id AND f.scope_id = @scope_id AND f.grain_s = 0
+    UNION ALL
+    SELECT t.redeemed, t.discount_minor, t.order_value_minor, t.undone, t.undone_discount_minor, t.undone_value_minor,
+           t.returned_minor, t.rolled_back
+      FROM vf.facts(@project_id, coalesce((SELECT m.event_id FROM vf.figures_mark m),
+                                          '00000000-0000-0000-0000-000000000000'),
+                    'ffffffff-ffff-ffff-ffff-ffffffffffff', true) t
+     WHERE t.campaign_id = @scope_id
+)
+SELECT now() AS at, coalesce(sum(r.redeemed), 0)::bigint AS redeemed,
+       coalesce(sum(r.discount_minor), 0)::bigint AS discount_minor,
+       coalesce(sum(r.order_value_minor), 0)::bigint AS order_value_minor, coalesce(sum(r.undone), 0)::bigint AS undone,
+       coalesce(sum(r.undone_discount_minor), 0)::bigint AS undone_discount_minor,
+       coalesce(sum(r.undone_value_minor), 0)::bigint AS undone_value_minor,
+       coalesce(sum(r.returned_minor), 0)::bigint AS returned_minor, coalesce(sum(r.rolled_back), 0)::bigint AS rolled_back
+  FROM rows r;
+
+-- name: span :one
+-- The instants at which a span of days, both included, begins and ends in a time zone.
+SELECT (@from_day::date)::timestamp AT TIME ZONE @time_zone::text AS from_at,
+       (@to_day::date + 1)::timestamp AT TIME ZONE @time_zone AS to_at;
+
+-- name: today :one
+-- The day it is in a time zone.
+SELECT to_char(now() AT TIME ZONE @time_zone::text, 'YYYY-MM-DD') AS day;
+
+-- name: roll_up :one
+-- Operator: adds the next events to the figures.
+SELECT vf.roll_up(@rows_max, @events_max) AS row_count;
+
+-- name: begin :one
+-- Operator: adds what was redeemed before there were events.
+SELECT vf.begin_figures() AS is_done;
+
+-- name: forget :exec
+-- Operator: deletes seconds, minutes and vouchers' quarters that nobody can ask for any more, a bounded number at a time.
+DELETE FROM vf.figures f
+ WHERE f.ctid = ANY (ARRAY(
+       SELECT x.ctid FROM vf.figures x
+        WHERE (x.grain_s IN (1, 60) OR x.kind = 'v' AND x.grain_s = 900)
+          AND x.grain_s IN (1, 60, 900) AND x.bucket < clock_timestamp() - make_interval(days => @keep_days::integer)
+        LIMIT 10000));

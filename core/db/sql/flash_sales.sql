@@ -38,6 +38,10 @@ SELECT s.project_id, s.id, s.voucher_id, s.name, v.code, v.code_norm, s.durabili
   LEFT JOIN vf.lease_progress p ON p.project_id = l.project_id AND p.lease_id = l.id
  WHERE s.project_id = @project_id AND s.id = @id;
 
+-- name: exists :one
+-- Whether there is such a sale.
+SELECT EXISTS (SELECT 1 FROM vf.flash_sales s WHERE s.project_id = @project_id AND s.id = @id);
+
 -- name: list :many
 -- A page of sale ids, newest first, below the cursor.
 SELECT s.id FROM vf.flash_sales s

@@ -533,7 +533,8 @@ SELECT 'I14' AS invariant, k.what, k.project_id, k.prefix, k.subject, k.detail, 
 
 -- name: live_of_projects :many
 -- Operator: I13, what the ledger itself says of the projects that redeemed most.
-SELECT k.project_id, count(*) AS live_count, count(*) FILTER (WHERE k.sale_id IS NOT NULL) AS sale_count
+SELECT k.project_id, count(*) AS live_count, count(*) FILTER (WHERE k.sale_id IS NOT NULL) AS sale_count,
+       sum(k.discount_minor - coalesce(k.returned_minor, 0))::bigint AS discount_minor
   FROM vf.redemptions k
  WHERE k.status = 'redeemed' AND (@project::uuid IS NULL OR k.project_id = @project)
  GROUP BY k.project_id ORDER BY count(*) DESC, k.project_id LIMIT @projects_max::bigint;
