@@ -13,6 +13,7 @@ what pages share
 
 the pages
   entry           log in and out, choose a project, light or dark
+  letters         what mails lead to: a new password, an invitation
   home            the project at a glance
   vouchers        vouchers, batches and their codes
   redemptions     what was redeemed, and giving it back
@@ -22,5 +23,6 @@ the pages
   gift_cards      cards, their ledger, what is owed
   referrals       programs and the review list
   customers       people: history, wallet, erasure
-  developers      keys and where the documentation is
+  team            who is in a project
+  developers      keys, the audit log, and where the documentation is
 """

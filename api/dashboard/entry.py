@@ -57,32 +57,38 @@ def to_log_in(back: str) -> Response[bytes]:
 
 
 def _log_in_page(request: Req, given: forms.Given, fault: Fault | None = None) -> Response[bytes]:
-    return _entry_page(
-        request, given, fault, "Log in", "/dashboard/log-in", _LOG_IN,
-        ("New here?", "/dashboard/sign-up", "Sign up"),
+    return shown(
+        request, given, fault, "Log in", _LOG_IN, ("New here?", "/dashboard/sign-up", "Sign up"),
+        has_forgotten=True,
     )  # fmt: skip
 
 
 def _sign_up_page(request: Req, given: forms.Given, fault: Fault | None = None) -> Response[bytes]:
-    return _entry_page(
-        request, given, fault, "Sign up", "/dashboard/sign-up", _SIGN_UP,
-        ("Have an account?", "/dashboard/log-in", "Log in"),
-    )  # fmt: skip
+    other = ("Have an account?", "/dashboard/log-in", "Log in")
+    return shown(request, given, fault, "Sign up", _SIGN_UP, other)
 
 
-def _entry_page(
+def shown(
     request: Req,
     given: forms.Given,
     fault: Fault | None,
     title: str,
-    path: str,
     fields: tuple[Field, ...],
     other: tuple[str, str, str],
+    *,
+    hidden: dict[str, str] | None = None,
+    note: str | None = None,
+    has_forgotten: bool = False,
 ) -> Response[bytes]:
+    """Answer a page for who is not logged in; its form goes to its own address.
+
+    `other` is where else to go: a question, an address, its name.
+    """
     text = pages.render(
-        "log_in.html", theme=visits.theme_of(request), title=title, path=path, fields=fields,
-        given=given, other=other, told=fault.detail if fault else None,
+        "log_in.html", theme=visits.theme_of(request), title=title, path=request.scope["path"],
+        fields=fields, given=given, other=other, told=fault.detail if fault else None,
         back=_here(given.get("back", "") or request.query_params.get("back", "")),
+        hidden=hidden or {}, note=note, has_forgotten=has_forgotten,
     )  # fmt: skip
     return pages.answer(text, 400 if fault else 200)
 

@@ -49,6 +49,7 @@ NOTICES: Final = {
     "approved": "Approved.",
     "rejected": "Rejected.",
     "erased": "Erased. The books keep their rows under a random name.",
+    "invited": "The invitation is on its way by mail.",
     "revoked": "Revoked. It stops working everywhere within a second.",
     "cancelled": "Cancelled. What was made stays.",
 }

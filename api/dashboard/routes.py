@@ -16,9 +16,11 @@ from api.dashboard import (
     flash_sales,
     gift_cards,
     home,
+    letters,
     pages,
     redemptions,
     referrals,
+    team,
     visits,
     vouchers,
 )
@@ -68,6 +70,8 @@ ROUTER: Final = Router(
     route_handlers=[
         *assets.ROUTES,
         *entry.ROUTES,
+        *letters.ROUTES,
+        *team.ROUTES,
         *home.ROUTES,
         *vouchers.ROUTES,
         *redemptions.ROUTES,

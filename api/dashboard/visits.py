@@ -190,12 +190,18 @@ async def posted(request: Req) -> dict[str, str]:
     """Read a form of the session's own pages. Raises: LogInFirst, InvalidCsrfToken, Invalid."""
     auth.check_same_site(request)
     given = await forms.received(request)
+    check_csrf(request, given)
+    given.pop(CSRF, None)
+    return given
+
+
+def check_csrf(request: Req, given: forms.Given) -> None:
+    """Let only forms of the session's own pages pass. Raises: LogInFirst, InvalidCsrfToken."""
     token = auth.session_token(request)
     if token is None:
         raise LogInFirst("/dashboard")
     services: Services = request.app.state.services
-    sessions.check_csrf(token, given.pop(CSRF, ""), secret=services.settings.secret)
-    return given
+    sessions.check_csrf(token, given.get(CSRF, ""), secret=services.settings.secret)
 
 
 async def session_of(request: Req) -> Session:

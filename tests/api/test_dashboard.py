@@ -12,6 +12,7 @@ import pytest
 
 from api.dashboard.routes import ROUTER
 from tests.api.conftest import Api
+from tests.api.test_members import mailed
 
 PASSWORD = "a long enough password"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -141,6 +142,15 @@ def crawl(visitor: Visitor) -> dict[str, httpx.Response]:
         if "text/html" in pages[address].headers["content-type"]:
             waiting += sorted(Seen(pages[address].text).links - pages.keys())
     return pages
+
+
+def link_mailed(api: Api, since: int, to: str, page: str) -> str:
+    """Return the address in the last mail to somebody, below this host."""
+    token = mailed(api, since, to)
+    assert f"{api.base_url}/dashboard/{page}?token={token}" in " ".join(
+        str(line.get("text")) for line in api.log_since(since)
+    )
+    return f"/dashboard/{page}?token={token}"
 
 
 @pytest.fixture(scope="module")
@@ -352,3 +362,43 @@ def test_an_edit_changes_what_was_changed_and_no_more(anna: Visitor) -> None:
     assert anna.made(f"{campaign}/edit", **{**given, "rules.discount_value": "25"}) == campaign
     page = anna.get(campaign).text
     assert "<b>25 % off</b>" in page and told in page and "€500.00" in page and "of 9" in page
+
+
+def test_who_is_invited_comes_by_the_link_of_the_mail_and_as_what_was_said(
+    anna: Visitor, api: Api
+) -> None:
+    email = f"carla-{secrets.token_hex(4)}@example.com"
+    since = api.log_size()
+    assert anna.post("/team", email=email, role="analyst").status_code == 303
+    assert email in anna.get("/team").text
+    link = link_mailed(api, since, email, "invitation")
+    with httpx.Client(base_url=api.base_url) as browser:
+        page = browser.get(link)
+        assert page.status_code == 200 and "Join Mugs" in page.text
+        token = link.partition("token=")[2]
+        given = {"token": token, "email": email, "password": PASSWORD}
+        assert browser.post("/dashboard/invitation", data=given).status_code == 303
+        assert browser.get("/dashboard").headers["location"] == anna.root
+        assert browser.get(f"{anna.root}/team").text.count(email) >= 1
+        assert "Send the invitation" not in browser.get(f"{anna.root}/team").text
+        # A mail is good for one person, once.
+        assert browser.get(link).status_code == 404
+
+
+def test_a_forgotten_password_is_set_anew_by_the_link_of_the_mail(api: Api, ben: Visitor) -> None:
+    with httpx.Client(base_url=api.base_url) as browser:
+        since = api.log_size()
+        answer = browser.post("/dashboard/forgotten", data={"email": ben.email})
+        nobody = browser.post("/dashboard/forgotten", data={"email": "nobody@example.com"})
+        assert answer.status_code == 200 and answer.text == nobody.text
+        link = link_mailed(api, since, ben.email, "password-reset")
+        assert browser.get(link).status_code == 200
+        given = {"token": link.partition("token=")[2], "password": "another long password"}
+        assert browser.post("/dashboard/password-reset", data=given).status_code == 303
+        assert browser.post("/dashboard/password-reset", data=given).status_code == 400
+        # Every session has ended; the old password opens nothing.
+        assert ben.http.get(ben.root).status_code == 303
+        old = {"email": ben.email, "password": PASSWORD}
+        assert browser.post("/dashboard/log-in", data=old).status_code == 400
+        new = {"email": ben.email, "password": "another long password"}
+        assert browser.post("/dashboard/log-in", data=new).status_code == 303

@@ -67,7 +67,8 @@ def fill(product: Product) -> dict[str, str]:
         "liability": "/gift-cards/liability", "referrals": "/referrals",
         "referral": f"/referrals/{referral['id']}", "referral-new": "/referrals/new",
         "customers": "/customers", "customer": "/customers/person?id=cust_1",
-        "customer-new": "/customers/new", "developers": "/developers", "audit-log": "/audit-log",
+        "customer-new": "/customers/new", "team": "/team", "developers": "/developers",
+        "audit-log": "/audit-log",
         "empty": "/gift-cards?status=disabled", "missing": "/nothing",
     }  # fmt: skip
 

@@ -47,7 +47,7 @@ function chart(place, series, data, height = 240) {
   const isDays = place.hasAttribute("data-charts");
   const axis = { stroke: colour("--ink-soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
   const plot = new uPlot({
-    width: place.clientWidth, height, cursor: { points: { size: 6 } },
+    width: place.clientWidth, height, padding: [8, 40, 0, 0], cursor: { points: { size: 6 } },
     series: [{ label: "Time", value: (_, at) => (at == null ? "–" : clock(at, isDays)) }, ...series.map((one, place_) => ({
       width: 2, points: { show: false }, ...one,
       stroke: colour(["--accent", "--calm", "--warn"][place_ % 3]),
