@@ -24,5 +24,6 @@ the pages
   referrals       programs and the review list
   customers       people: history, wallet, erasure
   team            who is in a project
+  webhooks        whom events are told, and what came of it
   developers      keys, the audit log, and where the documentation is
 """

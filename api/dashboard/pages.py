@@ -23,13 +23,14 @@ POLICY: Final = (
 _SYMBOLS: Final = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩"}
 _TONES: Final[dict[str, str]] = {
     **dict.fromkeys(
-        ("active", "open", "redeemed", "rewarded", "done", "settled", "approved"), "good"
+        ("active", "open", "redeemed", "rewarded", "done", "delivered", "settled", "approved"),
+        "good",
     ),
     **dict.fromkeys(
         ("scheduled", "draft", "running", "attributed", "converted", "invited"), "calm"
     ),
     **dict.fromkeys(("paused", "sold_out", "rolled_back", "lapsed", "cancelled"), "warn"),
-    **dict.fromkeys(("disabled", "fenced", "rejected", "reversed", "revoked"), "bad"),
+    **dict.fromkeys(("disabled", "dead", "fenced", "rejected", "reversed", "revoked"), "bad"),
 }
 
 # What a redirect may say of the change before it; the address carries the name alone.
@@ -49,6 +50,9 @@ NOTICES: Final = {
     "approved": "Approved.",
     "rejected": "Rejected.",
     "erased": "Erased. The books keep their rows under a random name.",
+    "tried": "An example is on its way.",
+    "sent-again": "On its way again.",
+    "removed": "Removed.",
     "invited": "The invitation is on its way by mail.",
     "revoked": "Revoked. It stops working everywhere within a second.",
     "cancelled": "Cancelled. What was made stays.",

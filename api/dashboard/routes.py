@@ -23,6 +23,7 @@ from api.dashboard import (
     team,
     visits,
     vouchers,
+    webhooks,
 )
 from api.errors import status_of
 from api.front import report_fault
@@ -81,6 +82,7 @@ ROUTER: Final = Router(
         *referrals.ROUTES,
         *customers.ROUTES,
         *developers.ROUTES,
+        *webhooks.ROUTES,
     ],
     exception_handlers={Exception: answer_error},
 )

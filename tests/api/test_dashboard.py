@@ -125,6 +125,8 @@ def filled(visitor: Visitor) -> dict[str, str]:
     found = re.search(r'href="[^"]*(/gift-cards/gft_\w+)"', card.text)
     assert card.status_code == 201 and found is not None
     visitor.made("/referrals/new", name=HOSTILE, conversion="first_order")
+    hook = visitor.post("/webhooks", url="https://shop.example/x", description=HOSTILE)
+    assert hook.status_code == 201 and "whsec_" in hook.text
     assert visitor.post("/developers", type="SECRET", name=HOSTILE[:100]).status_code == 201
     return {**made, "card": found[1]}
 

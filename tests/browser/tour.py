@@ -53,7 +53,11 @@ def fill(product: Product) -> dict[str, str]:
     referral = must(
         "POST", "/v1/referrals/attribute", {"code": code["code"], "customer_id": "cust_new"}
     )
+    # Nobody is referred any more, so nothing is sent there.
+    address = {"url": "https://shop.example/hook", "events": ["referral.*"]}
+    hook = must("POST", "/v1/webhooks", address)
     return {
+        "webhooks": "/webhooks", "webhook": f"/webhooks/{hook['id']}",
         "home": "", "vouchers": "/vouchers", "voucher": f"/vouchers/{voucher['id']}",
         "voucher-new": "/vouchers/new", "voucher-missed": "/vouchers/find?code=NOBODY",
         "batches": "/batches", "batch": f"/batches/{batch['batch_id']}",
