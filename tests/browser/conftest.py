@@ -1,8 +1,8 @@
 """Fixtures of the browser's tests: the whole product, and a Chromium that hides nothing.
 
-product   session  a running `up` with one of everything in its demo project
-pages     session  the addresses of its pages below the project, by name
-chromium  session  the browser
+product   module   a running `up` with one of everything in its demo project
+pages     module   the addresses of its pages below the project, by name
+chromium  module   the browser: its loop must be gone before other tests run theirs
 desk      test     a page whose errors, questions and requests elsewhere fail the test
 """
 
@@ -18,18 +18,18 @@ from tests.browser import tour
 from tests.e2e.sales import running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
     with running() as product:
         yield product
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pages(product: Product) -> dict[str, str]:
     return tour.fill(product)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with of_machine.running() as browser:
         yield browser
