@@ -4,6 +4,8 @@ Granian hands requests over cheapest as RSGI; Litestar speaks ASGI. Answers here
 never streamed, so the bridge is a dictionary, a body in chunks and two messages back.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -27,6 +29,11 @@ def header(headers: Any, name: str) -> bytes | None:
     return bytes(value.encode())
 
 
+# The largest ordinary request, and as long as one takes from a process on the same machine.
+DISCARD_BYTES_MAX: Final = 65_536
+DISCARD_S_MAX: Final = 1.0
+
+
 class Body:
     """ASGI's `receive` over an RSGI body."""
 
@@ -43,6 +50,17 @@ class Body:
         except (RSGIProtocolClosed, RSGIProtocolError):
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def discard(self) -> None:
+        """Read what is left of an ordinary body, so that its connection can carry the next one."""
+        read = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S_MAX):
+                while read < DISCARD_BYTES_MAX:
+                    message = await self()
+                    if not message.get("more_body"):
+                        return
+                    read += len(message["body"])
 
 
 async def answer_of(
@@ -81,7 +99,12 @@ async def answer_of(
         elif message["type"] == "http.response.body":
             pieces.append(message.get("body", b""))
 
-    await app(asgi_scope, Body(protocol), send)
+    body = Body(protocol)
+    await app(asgi_scope, body, send)
+    if method != "GET":
+        # The server closes a connection whose request was not read, and the listener may have sent
+        # the next one on it by then: nobody could say whether that was applied.
+        await body.discard()
     return (Answer(status, b"".join(pieces), headers) if status else None), asgi_scope
 
 

@@ -538,14 +538,14 @@ async def test_a_selling_settling_and_trimmed_sale_never_raises_a_false_alarm(
     books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await books.owner.execute(
-        "update vf.flash_sales set stock = 100000 where durability = 'fast';"
-        f"update vf.vouchers set max_redemptions = 100000 where id = '{FLASH}'"
+        "update vf.flash_sales set stock = 1000000 where durability = 'fast';"
+        f"update vf.vouchers set max_redemptions = 1000000 where id = '{FLASH}'"
     )
     assert (
         await books.owner.fetchval("select vf.grow_lease($1, $2, 25)", PROJECT, books.open)
-        == 99_995
+        == 999_995
     )
-    await leases.grow(books.valkey, str(books.open), 99_995)
+    await leases.grow(books.valkey, str(books.open), 999_995)
     ended = asyncio.Event()
 
     async def sell() -> None:

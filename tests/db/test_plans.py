@@ -310,6 +310,14 @@ async def test_a_statement_that_names_one_row_is_planned_to_find_it_even_on_an_e
             "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; "
             f"SET app.project_id = '{uuid4()}'; SET ROLE vf_app"
         )
+        # Those of a few live rows (open invitations, live leases) stay small in any project.
+        partial = {
+            row["name"]
+            for row in await raw.fetch(
+                "SELECT c.relname AS name FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid "
+                "WHERE x.indpred IS NOT NULL"
+            )
+        }
         for query in queries.QUERIES.values():
             named = NAMES_ONE_ROW.search(query.sql)
             if named is None or " OR " in query.sql:
@@ -320,9 +328,16 @@ async def test_a_statement_that_names_one_row_is_planned_to_find_it_even_on_an_e
             await raw.execute("DEALLOCATE asked")
             asked += 1
             for node in nodes(json.loads(plan)[0]["Plan"]):
-                # A walk of the whole project, or of its live rows, for the one that is named.
-                if re.search(rf"\b{named['column']} = \$", node.get("Filter", "")):
-                    assert node.get("Index Cond", "").count(" = ") != 1, (query.name, node)
+                # A walk of the whole project for the one that is named.
+                if node.get("Index Name") not in partial and re.search(
+                    rf"\b{named['column']} = \$", node.get("Filter", "")
+                ):
+                    assert node.get("Index Cond", "").count(" = ") != 1, (
+                        query.name,
+                        node["Index Name"],
+                        node["Index Cond"],
+                        node["Filter"],
+                    )
     finally:
         await raw.close()
     assert asked >= ONE_ROW_STATEMENTS_MIN

@@ -219,7 +219,7 @@ def bank_of_its_own() -> Iterator[Bank]:
                 settings_on(servers.database_url, servers.redis_url, path), port=quiet_port()
             )
             asyncio.run(migrate.migrate(settings))
-            project = asyncio.run(_make_project(settings, "EUR", "UTC"))
+            project = asyncio.run(_make_project(settings, "EUR", "UTC", "enterprise"))
             bank = Bank(settings, project.secret_key)
             bank.start()
             try:
