@@ -3,6 +3,7 @@
 One fault at a time, of every kind, is `tests/faults`.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -41,10 +42,17 @@ def victim_of(product: Product, name: str) -> int:
     pid = product.pids()["api" if name == "worker" else name]
     if name != "worker":
         return pid
-    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    # Python's resource tracker may be a child, too; the worker is the one that serves.
-    serving = [int(child) for child in workers if is_worker(int(child))]
-    assert len(serving) == 1, workers
+    serving: list[int] = []
+    deadline_s = time.monotonic() + BACK_WITHIN_S
+    # A server that has just come back starts its worker in a moment.
+    while not serving and time.monotonic() < deadline_s:
+        pid = product.pids()["api"]
+        with contextlib.suppress(OSError):
+            workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            # Python's resource tracker may be a child, too; the worker is the one that serves.
+            serving = [int(child) for child in workers if is_worker(int(child))]
+        time.sleep(0.05)
+    assert len(serving) == 1, serving
     return serving[0]
 
 
