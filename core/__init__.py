@@ -9,6 +9,7 @@ commands and processes
   reconciler      the write-behind of fast sales: Redis's stream into the ledger, and settling
   worker          the clock's hand: opens, closes, grows and re-arms sales; tidies up
   transfers       `import` and `export`: vouchers from and into a file
+  demo_data       `demo-data`: a believable year in a second project
   forwarding      `listen` and `trigger`: events for a developer's own machine
   doctor          says whether this set-up can keep the promise
   verifications   looks at the books again and again, for /metrics

@@ -277,8 +277,30 @@ def _bar(doing: str) -> Iterator[Callable[[int, int | None], None]]:
     )  # fmt: skip
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console) as progress:
-        task = progress.add_task(doing, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(doing, total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
+@main.command(name="demo-data")
+@click.option("--seed", type=int, default=1, show_default=True, help="Another seed, another year.")
+@click.option(
+    "--redemptions", type=int, default=50_000, show_default=True, help="How many in the year."
+)
+@_data_dir
+def demo_data(seed: int, redemptions: int, data_dir: Path | None) -> None:
+    """Fill a second project of the demo account with a believable year."""
+    from core.demo_data import writing
+
+    with _plain_failures():
+        settings = _settings(data_dir)
+        with _bar("writing") as tell:
+            made = asyncio.run(writing.run(settings, seed, redemptions, tell))
+    if not made.counts:
+        print(f"{made.project_id} is there already: nothing was changed")
+        return
+    told = ("redemptions", "vouchers", "campaigns", "customers", "cards", "referrals", "sales")
+    print(", ".join(f"{made.counts[name]:,} {name}" for name in told))
+    print(f"{made.project_id} is beside the demo project: choose it at the top left")
 
 
 _url = click.option("--url", help="The API's address.  [default: the demo project's]")

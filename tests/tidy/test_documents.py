@@ -83,7 +83,7 @@ def test_every_type_of_event_is_documented_as_it_is_described() -> None:
 
 def test_the_readme_lists_every_command() -> None:
     section = README.partition("\n## Commands\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.M)) == set(main.commands)
+    assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.M)) == set(main.commands)
 
 
 def test_every_make_target_that_is_named_exists() -> None:
@@ -139,7 +139,7 @@ def test_the_states_that_are_drawn_are_those_the_database_lets_in() -> None:
         heading = f"`{table}.{column}`"
         section = STATES.partition(heading)[2].partition("\n## ")[0]
         assert section, f"docs/states.md has no section for {heading}"
-        table_rows = set(re.findall(r"^\| `(\w+)` \|", section.partition("\n###")[0], re.M))
+        table_rows = set(re.findall(r"^\| `([\w-]+)` \|", section.partition("\n###")[0], re.M))
         assert table_rows == allowed_states(table, column), heading
 
 
