@@ -86,7 +86,8 @@ class Invoices(msgspec.Struct, frozen=True):
     has_more: bool = False
 
 
-def _plan(account: Account) -> Plan:
+def plan_of(account: Account) -> Plan:
+    """Write an account's plan as the API shows it."""
     plan = plans.PLANS[account.plan]
     goes_on = plan.calls is not None and not plan.stops
     return Plan(
@@ -105,7 +106,8 @@ def _plan(account: Account) -> Plan:
     )
 
 
-def _shown(invoice: billing.Invoice) -> Invoice:
+def shown(invoice: billing.Invoice) -> Invoice:
+    """Write an invoice as the API shows it."""
     return Invoice(
         month=f"{invoice.month:%Y-%m}",
         status=invoice.status,
@@ -124,7 +126,8 @@ def _shown(invoice: billing.Invoice) -> Invoice:
     )  # fmt: skip
 
 
-def _csv(invoice: Invoice) -> Response[bytes]:
+def table(invoice: Invoice) -> Response[bytes]:
+    """Answer an invoice's lines as CSV."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["month", "status", "description", "quantity", "unit_price", "amount"])
@@ -144,7 +147,7 @@ async def show(request: Req) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        return answers.ok(_plan(await usage.account_of(conn, caller)))
+        return answers.ok(plan_of(await usage.account_of(conn, caller)))
 
 
 @post(
@@ -160,7 +163,7 @@ async def change(request: Req) -> Response[bytes]:
     async with idempotency.write(request, caller, raw) as work:
         if not work.is_done:
             account = await billing.change(work.conn, caller, new.plan)
-            work.answer(200, _plan(account))
+            work.answer(200, plan_of(account))
     return work.response()
 
 
@@ -171,7 +174,7 @@ async def page(request: Req) -> Response[bytes]:
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
         found = await billing.invoices(conn, caller, datetime.now(UTC))
-    return answers.ok(Invoices([_shown(invoice) for invoice in found]))
+    return answers.ok(Invoices([shown(invoice) for invoice in found]))
 
 
 @get("/v1/billing/invoices/{month:str}", operation_id="billing.invoice", opt=shape(answer=Invoice))
@@ -180,9 +183,9 @@ async def invoice(request: Req, month: str) -> Response[bytes]:
     caller = await auth.secret_caller(request)
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        found = _shown(await billing.invoice(conn, caller, month, datetime.now(UTC)))
+        found = shown(await billing.invoice(conn, caller, month, datetime.now(UTC)))
     if "text/csv" in request.headers.get("accept", ""):
-        return _csv(found)
+        return table(found)
     return answers.ok(found)
 
 

@@ -72,17 +72,35 @@ async def change(conn: db.Connection, caller: Caller, plan: PlanName) -> Account
         conn, "billing.change_plan", str, project_id=caller.project_id, plan=plan
     )
     if outcome == "too_many_projects":
-        raise PlanLimit(
-            f"The {plan} plan has room for {plans.PLANS[plan].projects} projects, and this account "
-            f"has {before.project_count}; archive or delete some first.",
-            because={"limit": "projects", "quota": plans.PLANS[plan].projects},
-        )
+        raise _no_room(plan, before.project_count)
     if outcome == "changed":
         await audit_log.write(
             conn, caller, "plan.changed", ids.format_id("acc", before.account_id),
             before={"plan": before.plan}, after={"plan": plan},
         )  # fmt: skip
     return await usage.account_of(conn, caller)
+
+
+async def preview(conn: db.Connection, caller: Caller, plan: PlanName, now: datetime) -> Invoice:
+    """Return the running month's draft as it would be, were the plan changed now. Writes nothing.
+
+    Raises: PlanLimit, as `change`.
+    """
+    account = await usage.account_of(conn, caller)
+    room = plans.PLANS[plan].projects
+    if room is not None and account.project_count > room:
+        raise _no_room(plan, account.project_count)
+    changes = [*account.changes, Change(at=now, before=account.plan, after=plan)]
+    changed = msgspec.structs.replace(account, plan=plan, changes=changes)
+    return await _draft(conn, changed, plans.month_of(now))
+
+
+def _no_room(plan: PlanName, project_count: int) -> PlanLimit:
+    return PlanLimit(
+        f"The {plan} plan has room for {plans.PLANS[plan].projects} projects, and this account "
+        f"has {project_count}; archive or delete some first.",
+        because={"limit": "projects", "quota": plans.PLANS[plan].projects},
+    )
 
 
 async def invoices(conn: db.Connection, caller: Caller, now: datetime) -> list[Invoice]:

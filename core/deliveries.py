@@ -41,6 +41,8 @@ TAKEN_S: Final = outbound.TIMEOUT_S + 15.0
 REPLAY_MAX: Final = 100_000
 # Of an answer's body, what the log keeps.
 KEPT_CHARACTERS_MAX: Final = 2_000
+# Half of a delivery's id is its own; the other is its event's.
+_OWN_BITS: Final = (1 << 64) - 1
 
 _log = structlog.get_logger("vauchflow.deliveries")
 
@@ -175,6 +177,21 @@ async def get(
     except NotFound:
         event = None
     return DeliveryDetail(**msgspec.structs.asdict(show(stored)), log=log, event=event)
+
+
+async def of_event(
+    conn: db.Connection, caller: Caller, public_id: str, *, limit: int
+) -> list[Delivery]:
+    """Return up to `limit` deliveries of an event, by webhook; none of an id that is none."""
+    event_id = ids.parse_id("evt", public_id)
+    if event_id is None:
+        return []
+    begin = event_id.int & ~_OWN_BITS
+    rows = await db.many(
+        conn, "deliveries.of_event", Stored, project_id=caller.project_id, event_id=event_id,
+        first=UUID(int=begin), last=UUID(int=begin | _OWN_BITS), limit=limit,
+    )  # fmt: skip
+    return [show(row) for row in rows]
 
 
 async def _find(conn: db.Connection, caller: Caller, webhook_id: str, public_id: str) -> Stored:

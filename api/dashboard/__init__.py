@@ -14,6 +14,10 @@ what pages share
 the pages
   entry           log in and out, choose a project, light or dark
   letters         what mails lead to: a new password, an invitation
+  first_steps     a key, a voucher, and the line that redeems it
+  account         a person's own: second factor, password, sessions
+  qr_codes        … and the drawing an app reads
+  projects        the projects of a person, and another one
   home            the project at a glance
   vouchers        vouchers, batches and their codes
   redemptions     what was redeemed, and giving it back
@@ -23,7 +27,12 @@ the pages
   gift_cards      cards, their ledger, what is owed
   referrals       programs and the review list
   customers       people: history, wallet, erasure
+  segments        groups of customers
+  approvals       what waits for somebody's word
   team            who is in a project
+  settings        a project's settings, and putting it away
+  billing         the plan, what was used of it, invoices
+  events          what happened, and who was told
   webhooks        whom events are told, and what came of it
   developers      keys, the audit log, and where the documentation is
 """

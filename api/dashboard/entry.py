@@ -131,12 +131,13 @@ async def sign_up(request: Req) -> Response[bytes]:
     services: Services = request.app.state.services
     try:
         asked = forms.read(SignUp, _SIGN_UP, given, "UTC")
-        token, _ = await people.sign_up(
+        token, session = await people.sign_up(
             services.database, services.settings, asked, auth.visitor_of(request)
         )
     except Fault as fault:
         return _sign_up_page(request, given, fault)
-    return pages.redirect("/dashboard", {"Set-Cookie": auth.cookie(services, token)})
+    first = f"{visits.root_of(session.memberships[0])}/first-steps"
+    return pages.redirect(first, {"Set-Cookie": auth.cookie(services, token)})
 
 
 @post("/dashboard/log-out", operation_id="dashboard.log_out")

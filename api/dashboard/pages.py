@@ -22,15 +22,14 @@ POLICY: Final = (
 )
 _SYMBOLS: Final = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "KRW": "₩"}
 _TONES: Final[dict[str, str]] = {
-    **dict.fromkeys(
-        ("active", "open", "redeemed", "rewarded", "done", "delivered", "settled", "approved"),
-        "good",
-    ),
-    **dict.fromkeys(
-        ("scheduled", "draft", "running", "attributed", "converted", "invited"), "calm"
-    ),
-    **dict.fromkeys(("paused", "sold_out", "rolled_back", "lapsed", "cancelled"), "warn"),
-    **dict.fromkeys(("disabled", "dead", "fenced", "rejected", "reversed", "revoked"), "bad"),
+    state: tone
+    for tone, states in {
+        "good": "active open redeemed rewarded done delivered settled approved final",
+        "calm": "scheduled draft running attributed converted invited pending",
+        "warn": "paused sold_out rolled_back lapsed cancelled archived",
+        "bad": "disabled dead fenced rejected reversed revoked deleting",
+    }.items()
+    for state in states.split()
 }
 
 # What a redirect may say of the change before it; the address carries the name alone.
@@ -56,7 +55,77 @@ NOTICES: Final = {
     "invited": "The invitation is on its way by mail.",
     "revoked": "Revoked. It stops working everywhere within a second.",
     "cancelled": "Cancelled. What was made stays.",
+    "issued": "Issued.",
+    "plan-changed": "The plan is changed from this hour on.",
+    "archived": "Archived. Its keys have stopped, and nothing in it changes until it is restored.",
+    "restored": "Restored. Its keys work again.",
+    "deleting": "On its way out: sales are closed and settled, then nothing of it is left.",
+    "password": "Your password is changed. Everywhere else you are logged out.",
+    "second-factor-off": "The second factor is off.",
+    "session-ended": "Logged out there.",
 }
+
+# What takes a change back, by the noun of the page it was made on and what the address says of it.
+_UNDO: Final = {
+    ("vouchers", "disabled"): "enable",
+    ("vouchers", "enabled"): "disable",
+    ("gift-cards", "disabled"): "enable",
+    ("gift-cards", "enabled"): "disable",
+    ("campaigns", "paused"): "resume",
+    ("campaigns", "resumed"): "pause",
+    ("flash-sales", "paused"): "open",
+    ("flash-sales", "opened"): "pause",
+}
+
+# The pages of a project: address, icon, name, and the letter that leads there after a g.
+NAVIGATION: Final = (
+    ("", (("", "home", "Home", "h"),)),
+    (
+        "Sell",
+        (
+            ("/vouchers", "vouchers", "Vouchers", "v"),
+            ("/campaigns", "campaigns", "Campaigns", "c"),
+            ("/flash-sales", "flash-sales", "Flash sales", "f"),
+            ("/gift-cards", "gift-cards", "Gift cards", "g"),
+            ("/referrals", "referrals", "Referrals", "r"),
+        ),
+    ),
+    (
+        "Watch",
+        (
+            ("/redemptions", "redemptions", "Redemptions", "m"),
+            ("/customers", "customers", "Customers", "u"),
+            ("/segments", "segments", "Segments", "s"),
+            ("/approvals", "approvals", "Approvals", "a"),
+        ),
+    ),
+    (
+        "Build",
+        (
+            ("/developers", "developers", "API keys", "k"),
+            ("/webhooks", "webhooks", "Webhooks", "w"),
+            ("/events", "events", "Events", "e"),
+            ("/audit-log", "audit-log", "Audit log", "o"),
+        ),
+    ),
+    (
+        "Account",
+        (
+            ("/team", "team", "Team", "t"),
+            ("/billing", "billing", "Billing", "b"),
+            ("/settings", "settings", "Settings", "p"),
+        ),
+    ),
+)
+
+
+def undo_of(place: str, done: str) -> str | None:
+    """Return what the last part of the address is that takes back what was done on a page.
+
+    `place`: the page's address below the project; None where nothing takes it back.
+    """
+    noun, *one = place.strip("/").split("/")
+    return _UNDO.get((noun, done)) if len(one) == 1 else None
 
 
 def render(template: str, **context: Any) -> str:

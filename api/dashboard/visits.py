@@ -20,7 +20,7 @@ from api.dashboard.forms import Field
 from api.lifespan import Services
 from core import db, idempotency, ids, sessions
 from core.api_keys import Caller
-from core.errors import Fault, Refusal, Unauthenticated
+from core.errors import Fault, NotFound, Refusal, Unauthenticated
 from core.flash_sales import SaleDesk
 from core.sessions import Membership, Session
 
@@ -71,6 +71,11 @@ class Visit:
         return self.services.doors.desk
 
     @property
+    def may_change(self) -> bool:
+        """Whether the visitor's role and the project's state let anything be changed."""
+        return self.member.role != "analyst" and self.member.status == "active"
+
+    @property
     def zone(self) -> str:
         """The project's time zone."""
         return self.member.time_zone
@@ -88,6 +93,8 @@ class Visit:
     def page(self, template: str, code: int = 200, **context: Any) -> Response[bytes]:
         """Answer a page of this project."""
         done = self.request.query_params.get("done", "")
+        path: str = self.request.scope["path"]
+        below = path.removeprefix(self.root) if path.startswith(f"{self.root}/") else ""
         return pages.answer(
             pages.render(
                 template,
@@ -95,13 +102,16 @@ class Visit:
                 my_email=self.session.email,
                 projects=projects_of(self.session),
                 member=self.member,
-                may_change=self.member.role != "analyst",
+                may_change=self.may_change,
                 csrf=csrf_of(self.request),
                 root=self.root,
                 zone=self.zone,
                 currency=self.caller.currency,
-                path=self.request.scope["path"],
+                path=path,
+                section="/".join(below.split("/")[:2]),
+                nav=pages.NAVIGATION,
                 notice=pages.NOTICES.get(done),
+                undo=pages.undo_of(below, done),
                 new_key=ids.format_id("evt", ids.new()),
                 **context,
             ),
@@ -173,15 +183,40 @@ async def begun(request: Req, project: str) -> Visit:
     return Visit(request, session, session.membership(ids.parse_id("prj", project)))
 
 
-async def changing(request: Req, project: str) -> Visit:
+async def changing(request: Req, project: str, *, is_put_away: bool = False) -> Visit:
     """Return the visit of a posted form, which `given` holds.
 
-    Raises: LogInFirst, NotFound; Forbidden for a role that may not change anything;
-    InvalidCsrfToken for a form that is not of this session.
+    `is_put_away`: also in a project that is archived. Raises: LogInFirst, NotFound; Forbidden for a
+    role that may not change anything; InvalidCsrfToken for a form that is not of this session.
     """
     given = await posted(request)
     visit = await begun(request, project)
-    sessions.require_writer(visit.member)
+    sessions.require_writer(visit.member, is_put_away=is_put_away)
+    visit.given = given
+    return visit
+
+
+async def own(request: Req) -> Visit:
+    """Return the visit to a page of the person's own, in the project it names or their first.
+
+    Raises: LogInFirst; NotFound for who is in no project.
+    """
+    session = await session_of(request)
+    named = request.query_params.get("project")
+    if named is not None:
+        return Visit(request, session, session.membership(ids.parse_id("prj", named)))
+    if not session.memberships:
+        raise NotFound("You are in no project any more.")
+    return Visit(request, session, session.memberships[0])
+
+
+async def changing_own(request: Req) -> Visit:
+    """Return the visit of a posted form about the person, which `given` holds; any role may.
+
+    Raises: LogInFirst, NotFound, InvalidCsrfToken.
+    """
+    given = await posted(request)
+    visit = await own(request)
     visit.given = given
     return visit
 

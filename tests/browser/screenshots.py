@@ -29,7 +29,7 @@ def main() -> None:
                     page.screenshot(path=FOLDER / f"{name}-{scheme}-{width}.png", full_page=True)
                 root = tour.log_in(page, product)
                 for name, address in pages.items():
-                    page.goto(root + address)
+                    page.goto(tour.at(root, address))
                     page.wait_for_timeout(WATCHED_MS if name == "sale" else 0)
                     page.screenshot(path=FOLDER / f"{name}-{scheme}-{width}.png", full_page=True)
                 context.close()

@@ -1,6 +1,8 @@
 """A project with one of everything in it, and the page of each: what is looked at, and drawn."""
 
 import json
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 from playwright.sync_api import Page
@@ -9,6 +11,7 @@ from bench.product import Product
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 TERMS = {"discount_type": "PERCENT", "discount_value": 20}
+MONTH = f"{datetime.now(UTC):%Y-%m}"
 
 
 def fill(product: Product) -> dict[str, str]:
@@ -57,6 +60,7 @@ def fill(product: Product) -> dict[str, str]:
     address = {"url": "https://shop.example/hook", "events": ["referral.*"]}
     hook = must("POST", "/v1/webhooks", address)
     return {
+        **around(product),
         "webhooks": "/webhooks", "webhook": f"/webhooks/{hook['id']}",
         "home": "", "vouchers": "/vouchers", "voucher": f"/vouchers/{voucher['id']}",
         "voucher-new": "/vouchers/new", "voucher-missed": "/vouchers/find?code=NOBODY",
@@ -75,6 +79,51 @@ def fill(product: Product) -> dict[str, str]:
         "audit-log": "/audit-log",
         "empty": "/gift-cards?status=disabled", "missing": "/nothing",
     }  # fmt: skip
+
+
+def around(product: Product) -> dict[str, str]:
+    """Make groups of customers; return the pages around the work, the person's own among them."""
+    must = product.must
+    group = must("POST", "/v1/segments", {"name": HOSTILE, "customer_ids": ["cust_1", HOSTILE]})
+    new = {"fact": "customer.is_new", "is": "equals", "value": True}
+    rule = must("POST", "/v1/segments", {"name": "New here", "rule": new})
+    event = first_event(product, "voucher.redeemed")
+    return {
+        "first-steps": "/first-steps",
+        "settings": "/settings",
+        "billing": "/billing",
+        "billing-plan": "/billing/plan?plan=growth",
+        "invoice": f"/billing/invoices/{MONTH}",
+        "events": "/events",
+        "events-of-a-kind": "/events?type=campaign.created",
+        "event": f"/events/{event}",
+        "segments": "/segments",
+        "segment": f"/segments/{group['id']}",
+        "segment-rule": f"/segments/{rule['id']}",
+        "segment-new": "/segments/new",
+        "segment-edit": f"/segments/{rule['id']}/edit",
+        "approvals": "/approvals",
+        "account": "/dashboard/account",
+        "projects": "/dashboard/projects",
+        "project-new": "/dashboard/projects/new",
+    }
+
+
+def first_event(product: Product, kind: str) -> str:
+    """Return the id of the newest event of a kind; it is published moments after its change."""
+    deadline_s = time.monotonic() + 10.0
+    while time.monotonic() < deadline_s:
+        told = product.must("GET", f"/v1/events?type={kind}&limit=1")["data"]
+        if told:
+            return str(told[0]["id"])
+        time.sleep(0.1)
+    raise AssertionError(f"no {kind} within 10 s")
+
+
+def at(root: str, address: str) -> str:
+    """Return the whole address of a page, which is below the project or the person's own."""
+    own = address.startswith("/dashboard/")
+    return root.partition("/dashboard/")[0] + address if own else root + address
 
 
 def log_in(page: Page, product: Product) -> str:

@@ -1,5 +1,4 @@
-// What pages gain by scripts: a question before what cannot be undone, charts, copying, a short cut
-// to the search. Every page works without.
+// What pages gain by scripts: a question before what cannot be undone, charts, copying. Every page works without.
 "use strict";
 
 document.addEventListener("submit", (event) => {
@@ -18,12 +17,6 @@ window.addEventListener("pageshow", () => {
 
 document.addEventListener("change", (event) => {
   if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
-});
-
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.target.matches("input, textarea, select")) return;
-  const search = document.querySelector("[data-shortcut='/']");
-  if (search) { event.preventDefault(); search.focus(); }
 });
 
 document.addEventListener("click", (event) => {

@@ -95,6 +95,13 @@ SELECT d.id, d.webhook_id, d.event_id, d.event_type, d.status, d.attempt_count, 
    AND (@status::text IS NULL OR d.status = @status) AND (@after::uuid IS NULL OR d.id < @after)
  ORDER BY d.id DESC LIMIT @limit::bigint;
 
+-- name: of_event :many
+-- The deliveries of one event, by webhook. Their ids begin like its row's, so they lie together.
+SELECT d.id, d.webhook_id, d.event_id, d.event_type, d.status, d.attempt_count, d.due_at, d.created_at, d.ended_at
+  FROM vf.deliveries d
+ WHERE d.project_id = @project_id AND d.id BETWEEN @first AND @last AND d.event_id = @event_id
+ ORDER BY d.webhook_id, d.id LIMIT @limit::bigint;
+
 -- name: by_id :one
 -- One delivery.
 SELECT d.id, d.webhook_id, d.event_id, d.event_type, d.status, d.attempt_count, d.due_at, d.created_at, d.ended_at
