@@ -5,7 +5,7 @@ from typing import Any, Final
 from litestar import Request, get
 from litestar.response import Response
 
-from api import answers, auth, pagination
+from api import answers, auth, docs, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import audit_log, exports, ids
@@ -36,7 +36,7 @@ async def page(request: Req) -> Response[bytes]:
 @get(
     "/v1/exports/audit-log",
     operation_id="audit_log.export",
-    opt=shape(answer=Entry, query=("starting_after",)),
+    opt=shape(answer=Entry, query=("starting_after",), gives=(docs.CSV,)),
 )
 async def export(request: Req) -> Response[bytes]:
     """Return up to 10,000 entries as CSV; X-Next is where to go on, if there are more."""

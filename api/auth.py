@@ -207,7 +207,7 @@ def visitor_of(request: Request[Any, Any, Any]) -> Visitor:
 def session_token(request: Request[Any, Any, Any]) -> str | None:
     """Return what the session's cookie holds, None without one."""
     services: Services = request.app.state.services
-    name = cookie_name(services)
+    name = cookie_name(services.settings.base_url)
     for key, value in request.scope["headers"]:
         if key == b"cookie" and len(value) <= _COOKIES_LENGTH_MAX:
             for pair in value.decode("latin-1").split(";"):
@@ -226,23 +226,24 @@ def check_same_site(request: Request[Any, Any, Any]) -> None:
         raise InvalidCsrfToken("This may only be asked by a page of this very host.")
 
 
-def cookie_name(services: Services) -> str:
+def cookie_name(base_url: str) -> str:
     """Return the cookie's name, which says to a browser that it is for https where it is."""
-    return _COOKIE_OF_HTTPS if _is_https(services) else _COOKIE
+    return _COOKIE_OF_HTTPS if _is_https(base_url) else _COOKIE
 
 
 def cookie(services: Services, token: str | None) -> str:
     """Return the value of `Set-Cookie` for a session; None takes it away."""
     age_s = int(sessions.LIFE.total_seconds()) if token else 0
-    secure = "; Secure" if _is_https(services) else ""
+    base_url = services.settings.base_url
+    secure = "; Secure" if _is_https(base_url) else ""
     return (
-        f"{cookie_name(services)}={token or ''}; Path=/; Max-Age={age_s}; HttpOnly; "
+        f"{cookie_name(base_url)}={token or ''}; Path=/; Max-Age={age_s}; HttpOnly; "
         f"SameSite=Lax{secure}"
     )
 
 
-def _is_https(services: Services) -> bool:
-    return services.settings.base_url.startswith("https://")
+def _is_https(base_url: str) -> bool:
+    return base_url.startswith("https://")
 
 
 def _header(request: Request[Any, Any, Any], name: bytes) -> bytes | None:

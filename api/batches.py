@@ -6,10 +6,11 @@ import msgspec
 from litestar import Request, get, post
 from litestar.response import Response
 
-from api import answers, auth, bodies, idempotency, metrics, pagination
+from api import answers, auth, bodies, docs, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import batches
+from core.api_keys import Caller
 from core.batches import Batch, NewBatch
 
 Req = Request[Any, Any, Any]
@@ -42,7 +43,13 @@ def _written(request: Req, made: Made, status: int) -> Response[bytes]:
 @post(
     "/v1/vouchers/bulk",
     operation_id="vouchers.bulk",
-    opt=shape(body=NewBatch, answer=Made, status=201),
+    opt=shape(
+        body=NewBatch,
+        answer=Made,
+        status=201,
+        gives=(docs.JSON, docs.CSV, docs.LINES),
+        also={202: Batch},
+    ),
 )
 async def create(request: Req) -> Response[bytes]:
     """Create up to 50,000 vouchers, all or none; more as a job: 202 and its batch."""
@@ -57,7 +64,7 @@ async def create(request: Req) -> Response[bytes]:
     if answer.status_code != 201:
         return answer
     made = msgspec.json.decode(answer.content, type=Batch)
-    return await _codes(request, made.id, None, 201)
+    return await _codes(request, caller, made.id, None, 201)
 
 
 @get(
@@ -87,16 +94,18 @@ async def show(request: Req, id: str) -> Response[bytes]:
 @get(
     "/v1/batches/{id:str}/codes",
     operation_id="batches.codes",
-    opt=shape(answer=Made, query=("starting_after",)),
+    opt=shape(answer=Made, query=("starting_after",), gives=(docs.JSON, docs.CSV, docs.LINES)),
 )
 async def codes(request: Req, id: str) -> Response[bytes]:
     """Return up to 50,000 codes of a batch, those after `starting_after`, a code of it."""
-    given = pagination.parameters(request, "starting_after")
-    return await _codes(request, id, given.get("starting_after"), 200)
-
-
-async def _codes(request: Req, public_id: str, after: str | None, status: int) -> Response[bytes]:
     caller = await auth.secret_caller(request)
+    given = pagination.parameters(request, "starting_after")
+    return await _codes(request, caller, id, given.get("starting_after"), 200)
+
+
+async def _codes(
+    request: Req, caller: Caller, public_id: str, after: str | None, status: int
+) -> Response[bytes]:
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
         found = await batches.codes_of(conn, caller, public_id, after=after)

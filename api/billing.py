@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, get, post
 from litestar.response import Response
 
-from api import answers, auth, bodies, idempotency
+from api import answers, auth, bodies, docs, idempotency
 from api.docs import shape
 from api.lifespan import Services
 from core import billing, usage
@@ -177,7 +177,11 @@ async def page(request: Req) -> Response[bytes]:
     return answers.ok(Invoices([shown(invoice) for invoice in found]))
 
 
-@get("/v1/billing/invoices/{month:str}", operation_id="billing.invoice", opt=shape(answer=Invoice))
+@get(
+    "/v1/billing/invoices/{month:str}",
+    operation_id="billing.invoice",
+    opt=shape(answer=Invoice, gives=(docs.JSON, docs.CSV)),
+)
 async def invoice(request: Req, month: str) -> Response[bytes]:
     """Return one month's invoice, named as 2030-01; as a table with Accept: text/csv."""
     caller = await auth.secret_caller(request)

@@ -24,7 +24,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 @post(
     "/v1/auth/password-reset", operation_id="auth.forget_password", status_code=200,
-    opt=shape(body=ForgottenPassword, answer=Done),
+    opt=shape(body=ForgottenPassword, answer=Done, asker="anybody"),
 )  # fmt: skip
 async def forget(request: Req) -> Response[bytes]:
     """Send a link for a new password to who has an e-mail; the answer is the same to nobody."""
@@ -41,7 +41,7 @@ async def forget(request: Req) -> Response[bytes]:
 
 @post(
     "/v1/auth/password-reset/confirm", operation_id="auth.reset_password", status_code=200,
-    opt=shape(body=NewPassword, answer=Done),
+    opt=shape(body=NewPassword, answer=Done, asker="anybody"),
 )  # fmt: skip
 async def reset(request: Req) -> Response[bytes]:
     """Set a new password by what the mail holds, once; every session ends."""
@@ -55,7 +55,7 @@ async def reset(request: Req) -> Response[bytes]:
 
 @post(
     "/v1/auth/password", operation_id="auth.change_password", status_code=200,
-    opt=shape(body=PasswordChange, answer=Done),
+    opt=shape(body=PasswordChange, answer=Done, asker="person"),
 )  # fmt: skip
 async def change(request: Req) -> Response[bytes]:
     """Set another password; the other sessions end."""
@@ -68,7 +68,7 @@ async def change(request: Req) -> Response[bytes]:
 
 @post(
     "/v1/auth/second-factor", operation_id="auth.begin_second_factor", status_code=200,
-    opt=shape(body=Proof, answer=SecondFactor),
+    opt=shape(body=Proof, answer=SecondFactor, asker="person"),
 )  # fmt: skip
 async def begin(request: Req) -> Response[bytes]:
     """Return what an app is told; it counts once its first code was confirmed."""
@@ -83,7 +83,7 @@ async def begin(request: Req) -> Response[bytes]:
 
 @post(
     "/v1/auth/second-factor/confirm", operation_id="auth.confirm_second_factor", status_code=200,
-    opt=shape(body=FirstCode, answer=RecoveryCodes),
+    opt=shape(body=FirstCode, answer=RecoveryCodes, asker="person"),
 )  # fmt: skip
 async def confirm(request: Req) -> Response[bytes]:
     """Make the second factor count; the recovery codes are in this answer and nowhere else."""
@@ -99,7 +99,7 @@ async def confirm(request: Req) -> Response[bytes]:
 
 @delete(
     "/v1/auth/second-factor", operation_id="auth.remove_second_factor", status_code=200,
-    opt=shape(body=Proof, answer=Done),
+    opt=shape(body=Proof, answer=Done, asker="person"),
 )  # fmt: skip
 async def remove(request: Req) -> Response[bytes]:
     """Take the second factor away."""

@@ -8,7 +8,7 @@ import msgspec
 from litestar import Request, get, patch, post
 from litestar.response import Response
 
-from api import answers, auth, bodies, idempotency, pagination
+from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import customers
@@ -87,7 +87,7 @@ async def edit(request: Req, customer: str) -> Response[bytes]:
 @get(
     "/v1/customers/{customer:str}/export",
     operation_id="customers.export",
-    opt=shape(answer=Export),
+    opt=shape(answer=Export, gives=(docs.JSON, docs.CSV)),
 )
 async def export(request: Req, customer: str) -> Response[bytes]:
     """Return what promotions keep of a customer; the redemptions as CSV by Accept."""

@@ -9,7 +9,7 @@ import inspect
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from litestar import Request, get
@@ -17,8 +17,8 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Response
 
-from api.auth import scope_of
-from api.errors import Problem, status_of
+from api.auth import CSRF, PROJECT, cookie_name, scope_of
+from api.errors import Problem, codes_of, status_of
 from core.errors import CODES
 
 VERSION: Final = "0.1.0"
@@ -52,6 +52,26 @@ _PARAMETERS: Final[dict[str, str]] = {
 }
 
 
+JSON: Final = "application/json"
+CSV: Final = "text/csv"
+LINES: Final = "application/x-ndjson"
+
+# Who may ask: a program or a person who is logged in, only one of them, or whoever comes.
+Asker = Literal["key", "program", "person", "anybody"]
+_ASKERS: Final[dict[Asker, list[dict[str, list[str]]]]] = {
+    "key": [{"key": []}, {"session": []}],
+    "program": [{"key": []}],
+    "person": [{"session": []}],
+    "anybody": [],
+}
+# What can be answered beside what was asked for: to whoever asks anything; where a key or a
+# session is needed; and where something is written, which may run into another writer.
+_OF_ALL: Final = frozenset({400, 404, 429, 503})
+_OF_KNOWN: Final = frozenset({401, 402, 403})
+_OF_ANYBODY: Final = frozenset({401, 403})
+_OF_WRITES: Final = frozenset({409, 413, 415, 422, 504})
+
+
 class Shape(msgspec.Struct, frozen=True):
     """What an address takes and gives, for its description."""
 
@@ -60,6 +80,10 @@ class Shape(msgspec.Struct, frozen=True):
     status: int = 200
     query: tuple[str, ...] = ()
     for_browsers: bool = False
+    asker: Asker = "key"
+    takes: tuple[str, ...] = (JSON,)
+    gives: tuple[str, ...] = (JSON,)
+    also: dict[int, Any] = {}
 
 
 class Hot(msgspec.Struct, frozen=True):
@@ -83,13 +107,20 @@ def shape(
     status: int = 200,
     query: tuple[str, ...] = (),
     for_browsers: bool = False,
+    asker: Asker = "key",
+    takes: tuple[str, ...] = (JSON,),
+    gives: tuple[str, ...] = (JSON,),
+    also: dict[int, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a handler's `opt` that describes it.
 
     `query` names what may stand behind the question mark, of a list besides `limit` and
-    `starting_after`; `for_browsers`: a publishable key may call it.
+    `starting_after`; `for_browsers`: a publishable key may call it. `takes` and `gives` are media
+    types, the first of which is what comes where none is asked for. `also`: the answer by another
+    status that is none of a problem.
     """
-    return {"shape": Shape(body, answer, status, query, for_browsers)}
+    described = Shape(body, answer, status, query, for_browsers, asker, takes, gives, also or {})
+    return {"shape": described}
 
 
 def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
@@ -103,13 +134,17 @@ def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
             for path in route.paths:
                 operation_id = str(route.operation_id)
                 found.append(Hot(method, path, operation_id, summary, route.opt["shape"]))
-    types = [t for hot in found for t in (hot.shape.body, hot.shape.answer) if t is not None]
+    types = [
+        t for hot in found
+        for t in (hot.shape.body, hot.shape.answer, *hot.shape.also.values()) if t is not None
+    ]  # fmt: skip
     types.append(Problem)
     unique = list({repr(t): t for t in types}.values())
     schemas, components = msgspec.json.schema_components(
         unique, ref_template="#/components/schemas/{name}"
     )
     _tidy(components)
+    components["Problem"]["properties"]["code"]["enum"] = list(CODES)
     schema_of = {repr(t): s for t, s in zip(unique, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for hot in found:
@@ -124,16 +159,27 @@ def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
             "are RFC 9457 problems; every code is explained at /docs/errors.",
         },
         "servers": [{"url": base_url}],
-        "security": [{"key": []}],
+        "security": _ASKERS["key"],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(components.items())),
+            "responses": {
+                f"Problem{status}": _problem(status, schema_of[repr(Problem)])
+                for status in sorted(_OF_ALL | _OF_KNOWN | _OF_WRITES)
+            },
             "securitySchemes": {
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "vf_sk_…, vf_ak_… or vf_pk_…",
-                }
+                },
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": cookie_name(base_url),
+                    "description": f"Of a person who is logged in. A write sends {CSRF}, too; who "
+                    f"is in several projects says which in {PROJECT}.",
+                },
             },
         },
     }
@@ -175,35 +221,68 @@ def _operation(hot: Hot, schema_of: dict[str, Any]) -> dict[str, Any]:
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "description": "Makes a retry safe: the same key gets the first answer again.",
-                "schema": {"type": "string", "maxLength": 255},
+                "description": "Makes a retry safe: the same key gets the first answer again. "
+                "1 to 255 printable ASCII characters, quoted or not.",
+                "schema": {"type": "string"},
             }
         )
+    answers = {hot.shape.status: hot.shape.answer, **hot.shape.also}
     operation: dict[str, Any] = {
         "operationId": hot.operation_id,
         "summary": hot.summary,
         "tags": [noun],
         "parameters": parameters,
         "responses": {
-            str(hot.shape.status): {
-                "description": "Done.",
-                "content": {"application/json": {"schema": schema_of[repr(hot.shape.answer)]}},
+            **{
+                str(status): {
+                    "description": "Done." if status == hot.shape.status else "Begun.",
+                    "content": _content(hot.shape.gives, schema_of[repr(answer)]),
+                }
+                for status, answer in answers.items()
             },
-            "default": {
-                "description": "A problem; `code` says which.",
-                "content": {"application/problem+json": {"schema": schema_of[repr(Problem)]}},
+            **{
+                str(status): {"$ref": f"#/components/responses/Problem{status}"}
+                for status in sorted(_problems_of(hot))
             },
         },
     }
-    operation["description"] = f"Scope: `{scope_of(hot.operation_id, hot.method)}`."
+    if hot.shape.asker != "key":
+        operation["security"] = _ASKERS[hot.shape.asker]
+    if hot.shape.asker == "anybody":
+        operation["description"] = "Needs neither a key nor a session."
+    elif hot.shape.asker == "person":
+        operation["description"] = "For people who are logged in; keys have no say in it."
+    else:
+        operation["description"] = f"Scope: `{scope_of(hot.operation_id, hot.method)}`."
     if hot.shape.for_browsers:
         operation["description"] += " May be called from a browser, with a publishable key."
     if hot.shape.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": schema_of[repr(hot.shape.body)]}},
+            "content": _content(hot.shape.takes, schema_of[repr(hot.shape.body)]),
         }
     return operation
+
+
+def _problems_of(hot: Hot) -> frozenset[int]:
+    """Return every status that an address answers with a problem."""
+    known = _OF_ANYBODY if hot.shape.asker == "anybody" else _OF_KNOWN
+    return _OF_ALL | known | (frozenset() if hot.method == "GET" else _OF_WRITES)
+
+
+def _problem(status: int, schema: Any) -> dict[str, Any]:
+    codes = (f"`{code}`: {CODES[code]}" for code in codes_of(status))
+    return {
+        "description": " ".join(codes),
+        "content": {"application/problem+json": {"schema": schema}},
+    }
+
+
+def _content(media_types: tuple[str, ...], schema: Any) -> dict[str, Any]:
+    return {
+        media_type: {"schema": schema if media_type == JSON else {"type": "string"}}
+        for media_type in media_types
+    }
 
 
 @get("/openapi.json", operation_id="openapi")

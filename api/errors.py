@@ -75,6 +75,11 @@ def status_of(code: str) -> int:
     return _STATUS[code]
 
 
+def codes_of(status: int) -> list[str]:
+    """Return the codes that are answered with a status."""
+    return [code for code in CODES if _STATUS[code] == status]
+
+
 class Problems:
     """Writes problems that point at this deployment's own documentation."""
 

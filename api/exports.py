@@ -21,7 +21,9 @@ _MEDIA_TYPES: Final[dict[exports.Format, str]] = {
 @get(
     "/v1/exports/vouchers",
     operation_id="vouchers.export",
-    opt=shape(answer=Voucher, query=("campaign_id", "starting_after")),
+    opt=shape(
+        answer=Voucher, query=("campaign_id", "starting_after"), gives=tuple(_MEDIA_TYPES.values())
+    ),
 )
 async def vouchers(request: Req) -> Response[bytes]:
     """Return up to 10,000 vouchers as CSV or NDJSON; X-Next is where to go on, if there are more.

@@ -25,7 +25,7 @@ docs.HOT.append(
         "/v1/flash-sales/{id}/claim",
         "flash_sales.claim",
         "Claim one unit of an open sale.",
-        docs.Shape(NewRedemption, Redemption, 200, for_browsers=True),
+        docs.Shape(NewRedemption, Redemption, 200, for_browsers=True, asker="program"),
     )
 )
 

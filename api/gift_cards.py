@@ -10,7 +10,7 @@ import msgspec
 from litestar import Request, get, patch, post
 from litestar.response import Response
 
-from api import answers, auth, bodies, idempotency, pagination
+from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import lookups
@@ -63,7 +63,7 @@ async def create(request: Req) -> Response[bytes]:
 @post(
     "/v1/gift-cards/bulk",
     operation_id="gift_cards.bulk",
-    opt=shape(body=NewBulk, answer=Bulk, status=201),
+    opt=shape(body=NewBulk, answer=Bulk, status=201, gives=(docs.JSON, docs.CSV)),
 )
 async def create_bulk(request: Req) -> Response[bytes]:
     """Create up to 50,000 gift cards, all or none; JSON, or CSV by Accept."""
@@ -82,7 +82,7 @@ async def create_bulk(request: Req) -> Response[bytes]:
     "/v1/gift-cards/bulk/{batch:str}/new-codes",
     operation_id="gift_cards.new_codes",
     status_code=200,
-    opt=shape(answer=Bulk),
+    opt=shape(answer=Bulk, gives=(docs.JSON, docs.CSV)),
 )
 async def recode_bulk(request: Req, batch: str) -> Response[bytes]:
     """Give the unused cards of a batch new codes, for when the answer with the first was lost."""
@@ -337,7 +337,7 @@ async def recode(request: Req, id: str) -> Response[bytes]:
 @get(
     "/v1/gift-cards/{id:str}/transactions",
     operation_id="gift_card_transactions.list",
-    opt=shape(answer=pagination.Listed[Transaction]),
+    opt=shape(answer=pagination.Listed[Transaction], gives=(docs.JSON, docs.CSV)),
 )
 async def transactions(request: Req, id: str) -> Response[bytes]:
     """List what happened to a card, the last first; as CSV up to 50,000 of them, by Accept."""

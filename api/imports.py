@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, post
 from litestar.response import Response
 
-from api import auth, bodies, idempotency, metrics
+from api import auth, bodies, docs, idempotency, metrics
 from api.docs import shape
 from core import imports
 from core.imports import Imported, NewImport
@@ -23,7 +23,7 @@ TABLE_BYTES_MAX: Final = 10_485_760
     "/v1/vouchers/import",
     operation_id="vouchers.import",
     status_code=200,
-    opt=shape(body=NewImport, answer=Imported),
+    opt=shape(body=NewImport, answer=Imported, takes=(docs.JSON, docs.CSV)),
 )
 async def create(request: Req) -> Response[bytes]:
     """Import vouchers from JSON or, as text/csv, from a table; each refused line is told."""

@@ -103,7 +103,7 @@ def _welcomed(services: Services, status: int, token: str, session: Session) -> 
 @post(
     "/v1/auth/sign-up",
     operation_id="auth.sign_up",
-    opt=shape(body=SignUp, answer=Me, status=201),
+    opt=shape(body=SignUp, answer=Me, status=201, asker="anybody"),
 )
 async def sign_up(request: Req) -> Response[bytes]:
     """Make an account with a first project, and log in."""
@@ -118,8 +118,9 @@ async def sign_up(request: Req) -> Response[bytes]:
 
 
 @post(
-    "/v1/auth/log-in", operation_id="auth.log_in", status_code=200, opt=shape(body=LogIn, answer=Me)
-)
+    "/v1/auth/log-in", operation_id="auth.log_in", status_code=200,
+    opt=shape(body=LogIn, answer=Me, asker="anybody"),
+)  # fmt: skip
 async def log_in(request: Req) -> Response[bytes]:
     """Log in; the answer sets the session's cookie."""
     auth.check_same_site(request)
@@ -132,7 +133,10 @@ async def log_in(request: Req) -> Response[bytes]:
     return _welcomed(services, 200, token, session)
 
 
-@post("/v1/auth/log-out", operation_id="auth.log_out", status_code=200, opt=shape(answer=LoggedOut))
+@post(
+    "/v1/auth/log-out", operation_id="auth.log_out", status_code=200,
+    opt=shape(answer=LoggedOut, asker="person"),
+)  # fmt: skip
 async def log_out(request: Req) -> Response[bytes]:
     """End the session; its cookie is worth nothing from now on."""
     await bodies.received_nothing(request)
@@ -143,7 +147,7 @@ async def log_out(request: Req) -> Response[bytes]:
     return answer
 
 
-@get("/v1/auth/me", operation_id="auth.me", opt=shape(answer=Me))
+@get("/v1/auth/me", operation_id="auth.me", opt=shape(answer=Me, asker="person"))
 async def me(request: Req) -> Response[bytes]:
     """Return who is logged in, and their projects."""
     return await _me(request)
@@ -156,7 +160,10 @@ async def _me(request: Req) -> Response[bytes]:
     return answers.ok(shown(request.app.state.services, token, session))
 
 
-@get("/v1/auth/sessions", operation_id="auth.sessions", opt=shape(answer=Sessions))
+@get(
+    "/v1/auth/sessions", operation_id="auth.sessions",
+    opt=shape(answer=Sessions, asker="person"),
+)  # fmt: skip
 async def logged_in(request: Req) -> Response[bytes]:
     """Return where this person is logged in."""
     session = await auth.session_of(request)
@@ -175,7 +182,7 @@ def _place(one: sessions.LoggedIn, session: Session) -> LoggedIn:
 
 @delete(
     "/v1/auth/sessions/{id:str}", operation_id="auth.end_session", status_code=200,
-    opt=shape(answer=LoggedOut),
+    opt=shape(answer=LoggedOut, asker="person"),
 )  # fmt: skip
 async def end_session(request: Req, id: str) -> Response[bytes]:
     """Log this person out somewhere."""
@@ -186,7 +193,7 @@ async def end_session(request: Req, id: str) -> Response[bytes]:
 
 @post(
     "/v1/auth/invitations/accept", operation_id="auth.accept_invitation", status_code=200,
-    opt=shape(body=Token, answer=Me),
+    opt=shape(body=Token, answer=Me, asker="person"),
 )  # fmt: skip
 async def accept(request: Req) -> Response[bytes]:
     """Join the project of an invitation, as who is logged in."""

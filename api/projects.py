@@ -21,9 +21,10 @@ Req = Request[Any, Any, Any]
 )
 async def page(request: Req) -> Response[bytes]:
     """List the projects of who asks: a person's, or a key's one."""
+    places = await auth.places(request)
     asked = pagination.asked(request, "prj")
     found = [
-        place for place in await auth.places(request)
+        place for place in places
         if asked.after is None or place.caller.project_id > asked.after
     ]  # fmt: skip
     services: Services = request.app.state.services
@@ -37,7 +38,7 @@ async def page(request: Req) -> Response[bytes]:
 
 @post(
     "/v1/projects", operation_id="projects.create",
-    opt=shape(body=NewProject, answer=Project, status=201),
+    opt=shape(body=NewProject, answer=Project, status=201, asker="person"),
 )  # fmt: skip
 async def create(request: Req) -> Response[bytes]:
     """Make a project in the account of who is logged in."""

@@ -34,7 +34,7 @@ docs.HOT.append(
         "/v1/vouchers/{code}/redeem",
         "vouchers.redeem",
         "Redeem a voucher, also one that is in a flash sale.",
-        docs.Shape(NewRedemption, Redemption, 200),
+        docs.Shape(NewRedemption, Redemption, 200, asker="program"),
     )
 )
 _FILTERS: Final = (

@@ -108,7 +108,11 @@ def _narrowed(asked: pagination.Page) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@get("/v1/referrals/tree", operation_id="referrals.tree", opt=shape(answer=Tree))
+@get(
+    "/v1/referrals/tree",
+    operation_id="referrals.tree",
+    opt=shape(answer=Tree, query=("customer_id",)),
+)
 async def tree(request: Req) -> Response[bytes]:
     """Return whom a customer came through, and everybody who came through them."""
     caller = await auth.secret_caller(request)

@@ -101,7 +101,8 @@ class Signer:
 
     def is_genuine(self, presented: Presented) -> bool:
         """Whether this system answered exactly this."""
-        return hmac.compare_digest(presented.receipt, self._receipt(presented))
+        # As bytes: texts beyond ASCII are compared by nobody, and a caller may send one.
+        return hmac.compare_digest(presented.receipt.encode(), self._receipt(presented).encode())
 
     def _receipt(self, answered: Redemption | Presented) -> str:
         fields = (getattr(answered, name) for name in _Signed.__struct_fields__)

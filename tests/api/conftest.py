@@ -2,7 +2,7 @@
 
 api            session  `python -m api` against the session's servers, on a database of its own
 make_project   session  a function that makes a project with keys: make_project(currency="EUR"),
-                        each in an account of its own, on the plan `plan`
+                        in an account of its own on the plan `plan`, or in `account_id`
 project        module   a project of this file's own
 client         module   httpx.Client with the project's secret key
 browser        module   httpx.Client with its publishable key
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -149,17 +150,25 @@ def wait_until_ready(base_url: str, process: subprocess.Popen[bytes], log_path: 
 
 @pytest.fixture(scope="session")
 def make_project(api: Api) -> Callable[..., Project]:
-    def make(currency: str = "EUR", time_zone: str = "UTC", plan: str = "enterprise") -> Project:
-        return asyncio.run(_make_project(api.settings, currency, time_zone, plan))
+    def make(
+        currency: str = "EUR",
+        time_zone: str = "UTC",
+        plan: str = "enterprise",
+        account_id: UUID | None = None,
+    ) -> Project:
+        return asyncio.run(_make_project(api.settings, currency, time_zone, plan, account_id))
 
     return make
 
 
-async def _make_project(settings: Settings, currency: str, time_zone: str, plan: str) -> Project:
+async def _make_project(
+    settings: Settings, currency: str, time_zone: str, plan: str, account_id: UUID | None
+) -> Project:
     database = await Database.open(settings.database_dsn("worker"), size_max=1)
     try:
         async with database.transaction(None) as conn:
-            account_id = await tenants.create_account(conn, name="Test", plan=plan)
+            if account_id is None:
+                account_id = await tenants.create_account(conn, name="Test", plan=plan)
             project_id = await tenants.create_project(
                 conn, account_id, name="Test", currency=currency, time_zone=time_zone
             )

@@ -1,6 +1,5 @@
 """Webhooks by the API: made, changed, rotated, taken away, and never led into a private network."""
 
-import asyncio
 import subprocess
 import sys
 import threading
@@ -13,9 +12,10 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import Webhook as Judge
 
-from core import db, deliveries, ids
+from core import ids
 from core.settings import PROJECT_ROOT
 from tests.api.conftest import Api, Project
+from tests.api.objects import publish
 
 URL = "https://hooks.shop.example/in?x=1"
 
@@ -24,16 +24,6 @@ def make(client: httpx.Client, **members: Any) -> dict[str, Any]:
     made = client.post("/v1/webhooks", json={"url": URL, **members})
     assert made.status_code == 201, made.text
     return dict(made.json())
-
-
-def publish(api: Api) -> None:
-    async def run() -> None:
-        database = await db.Database.open(api.settings.database_dsn("worker"), size_max=2)
-        while await deliveries.publish(database):
-            pass
-        await database.close()
-
-    asyncio.run(run())
 
 
 def test_a_secret_is_shown_once_and_kept_nowhere(api: Api, client: httpx.Client) -> None:

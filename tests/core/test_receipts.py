@@ -198,6 +198,7 @@ async def test_only_what_was_signed_here_is_believed(
         {"customer_id": "somebody"},
         {"seq": 8},
         {"receipt": "rcp_" + "0" * 32},
+        {"receipt": "rcp_é" + "0" * 31},
         {"receipt": told(home, wins[8]).receipt},
         {"redemption_id": told(home, wins[8]).redemption_id},
     ):

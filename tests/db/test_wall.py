@@ -44,6 +44,23 @@ DO $$ DECLARE k record; BEGIN
 END $$
 """
 
+# Foreign keys between tables of tenants: what they are made of, and their columns but the project.
+KEYS = """
+WITH tenants AS (SELECT attrelid AS id FROM pg_attribute WHERE attname = 'project_id')
+SELECT f.conname AS name, f.conrelid::regclass::text AS child,
+       f.confrelid::regclass::text AS parent, pg_get_constraintdef(f.oid) AS definition,
+       array_agg(quote_ident(m.attname) ORDER BY k.n) AS mine,
+       array_agg(quote_ident(t.attname) ORDER BY k.n) AS theirs
+  FROM pg_constraint f
+ CROSS JOIN LATERAL unnest(f.conkey, f.confkey) WITH ORDINALITY AS k (mine, theirs, n)
+  JOIN pg_attribute m ON m.attrelid = f.conrelid AND m.attnum = k.mine
+  JOIN pg_attribute t ON t.attrelid = f.confrelid AND t.attnum = k.theirs
+ WHERE f.contype = 'f' AND f.connamespace = 'vf'::regnamespace AND m.attname <> 'project_id'
+   AND f.conrelid IN (SELECT id FROM tenants) AND f.confrelid IN (SELECT id FROM tenants)
+ GROUP BY f.oid, f.conname, f.conrelid, f.confrelid
+ ORDER BY 2, 1
+"""
+
 _numbers = itertools.count(1)
 
 
@@ -94,10 +111,12 @@ class Town:
         self.a = uuid4()
         self.b = uuid4()
         self.tables: list[Table] = []
+        self.keys: list[Any] = []
 
     async def build(self) -> None:
         raw = await asyncpg.connect(self.settings.database_dsn("owner"))
         await raw.set_type_codec("text", schema="pg_catalog", encoder=str, decoder=str)
+        self.keys = await raw.fetch(KEYS)
         await raw.execute(WITHOUT_CHECKS)
         for row in await raw.fetch(TENANT_TABLES):
             columns = await raw.fetch("SELECT key, value FROM json_each_text($1)", row["columns"])
@@ -198,6 +217,31 @@ async def test_upserts_merges_and_copies_meet_the_same_wall(app: Any, town: Town
             lines.clear()
             await app.copy_from_table(table.name.removeprefix("vf."), schema_name="vf", output=keep)
             assert str(town.a).encode() not in b"".join(lines), table.name
+
+
+async def test_no_row_points_at_a_row_of_another_project(town: Town) -> None:
+    raw = await asyncpg.connect(town.settings.database_dsn("owner"))
+    assert len(town.keys) >= 20
+    for key in town.keys:
+        transaction = raw.transaction()
+        await transaction.start()
+        # Triggers that keep rows as they are would ask why. A key is held up by none of them.
+        await raw.execute("SET LOCAL session_replication_role = replica")
+        mine, theirs = ", ".join(key["mine"]), ", ".join(key["theirs"])
+        add = f"ALTER TABLE {key['child']} ADD CONSTRAINT planted {key['definition']}"
+        try:
+            for pointing, holds in ((town.a, True), (town.b, False)):
+                await raw.execute(
+                    f"UPDATE {key['child']} SET ({mine}) = (SELECT {theirs} FROM {key['parent']} "
+                    f"WHERE project_id = $1) WHERE project_id = $2", town.a, pointing,
+                )  # fmt: skip
+                if not holds:
+                    with pytest.raises(asyncpg.ForeignKeyViolationError):
+                        await raw.execute(add)
+                        raise AssertionError(f"{key['name']} takes another project's row")
+        finally:
+            await transaction.rollback()
+    await raw.close()
 
 
 async def test_the_operator_sees_every_project(town: Town) -> None:

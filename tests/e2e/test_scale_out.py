@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,11 +17,11 @@ import pytest
 from bench import product as bench_product
 from bench.client import Summary
 from bench.product import Product, free_port
-from core.processes import servers_account
 from tests.conftest import temporary_data_dir
 from tests.e2e.nodes import Command, Node, joined, stores_of
 from tests.e2e.sales import CONNECTIONS, Sale, finish, wait_for_wins
 from tests.hot.worlds import HotServer
+from tests.pgbouncer import pgbouncer
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -224,46 +222,6 @@ def test_a_replica_promoted_under_two_nodes_sells_no_number_twice(
 
 def body(n: int) -> dict[str, object]:
     return {"customer_id": f"node-{n}", "order_value": 89.99}
-
-
-@contextmanager
-def pgbouncer(database_url: str) -> Iterator[str]:
-    """Run Debian's PgBouncer in transaction mode; yields a URL that goes through it."""
-    own = Path(sys.prefix) / "pgbouncer"
-    binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:{own}/usr/sbin")
-    assert binary, "this test needs PgBouncer: make test-long fetches it, or apt install pgbouncer"
-    socket_dir = database_url.partition("host=")[2]
-    port = free_port()
-    account = servers_account()
-    folder = Path(tempfile.mkdtemp(prefix="vf-bouncer-", dir="/tmp"))
-    if account is not None:
-        os.chown(folder, account.uid, account.gid)
-    users = "".join(f'"{name}" ""\n' for name in ("postgres", "vf_app", "vf_worker"))
-    (folder / "users").write_text(users)
-    (folder / "pgbouncer.ini").write_text(
-        f"[databases]\n* = host={socket_dir} port=5432\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        f"auth_type = trust\nauth_file = {folder}/users\npool_mode = transaction\n"
-        "default_pool_size = 6\nmax_client_conn = 200\nserver_reset_query =\n"
-    )
-    command = [binary, str(folder / "pgbouncer.ini")]
-    if account is not None:
-        command[1:1] = ["-u", account.name]
-    libraries = os.pathsep.join(str(path) for path in own.glob("usr/lib/*-linux-*"))
-    running = subprocess.Popen(
-        command,
-        env=os.environ | ({"LD_LIBRARY_PATH": libraries} if libraries else {}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        time.sleep(0.5)
-        assert running.poll() is None, "PgBouncer has ended"
-        yield f"postgresql://postgres@127.0.0.1:{port}/vauchflow"
-    finally:
-        running.terminate()
-        running.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @MODES
