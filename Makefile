@@ -151,7 +151,7 @@ $(STAMPS)/venv: $(if $(HAS_VENV),,FORCE)
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/packages: requirements.lock $(STAMPS)/venv
-	@echo 'set-up: Python packages (about 90, a minute on the first run)'
+	@echo 'set-up: Python packages (about 100, a minute on the first run)'
 	@$(PY) -m pip install --quiet --require-virtualenv --no-deps -r requirements.lock
 	@touch $@
 

@@ -145,6 +145,8 @@ def describe(routes: list[HTTPRouteHandler], base_url: str) -> dict[str, Any]:
     )
     _tidy(components)
     components["Problem"]["properties"]["code"]["enum"] = list(CODES)
+    for component in components.values():
+        _let_amounts_be_null(component)
     schema_of = {repr(t): s for t, s in zip(unique, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for hot in found:
@@ -196,6 +198,15 @@ def _tidy(schema: Any) -> None:
             if isinstance(value.get("description"), str):
                 value["description"] = inspect.cleandoc(value["description"])
         _tidy(value)
+
+
+def _let_amounts_be_null(component: dict[str, Any]) -> None:
+    """Say of what is sent that an amount that may be left out may also be null."""
+    if component.get("additionalProperties") is not False:
+        return
+    for name, member in component["properties"].items():
+        if member.get("type") == "number" and name not in component.get("required", ()):
+            member["type"] = ["number", "null"]
 
 
 def _operation(hot: Hot, schema_of: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def test_every_reference_in_the_description_leads_somewhere(client: httpx.Client
 def test_amounts_are_described_as_numbers(client: httpx.Client) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
 
-    assert schemas["NewVoucher"]["properties"]["discount_value"] == {"type": "number"}
+    assert schemas["NewVoucher"]["properties"]["discount_value"]["type"] == ["number", "null"]
+    assert schemas["NewGiftCard"]["properties"]["amount"] == {"type": "number"}
     assert schemas["Verdict"]["properties"]["discount_applied"] == {"type": "number"}
     assert schemas["Campaign"]["properties"]["status"] == {
         "type": "string",
