@@ -7,7 +7,6 @@ the way in
   __main__        `python -m api`: the listening socket, granian and its workers
   app             which addresses there are, and what becomes of an error
   front           what granian calls: request ids, headers, the way to the hot doors
-  bridge          Litestar behind RSGI
   bridge          Litestar behind RSGI: one request in, one whole answer out
   doors           redeem and claim, answered without Litestar
   lifespan        what a worker holds open
@@ -17,6 +16,7 @@ what handlers share
   bodies          the one gate for JSON bodies
   idempotency     the Idempotency-Key of a write
   pagination      lists: limit, cursor, filters
+  rates           what an answer says of rate limits
   answers         how a result becomes a response
   errors          the only map from error codes to HTTP
   metrics         counters of all workers

@@ -14,6 +14,8 @@ from api.lifespan import Services
 from core import api_keys, ids
 from core.api_keys import OVERLAP_S, ApiKey, Kind
 from core.errors import Invalid
+from core.rules import rates
+from core.rules.rates import Rate
 
 Req = Request[Any, Any, Any]
 
@@ -31,12 +33,21 @@ Scope = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Origin = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
 
 
+class RateLimit(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How often a key may ask: `limit` requests in `window_s`, `burst` of them at once (all)."""
+
+    limit: rates.Limit
+    window_s: rates.Window
+    burst: rates.Limit | None = None
+
+
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a key is made from.
 
     `scopes`: such as `vouchers:read` or `*:read`; left out, everything (an agent must name them).
     `origins`: the pages a publishable key works on, such as `https://shop.example`; none: any.
     `expires_in_days`: left out, never; an agent's ends after 7 days, and after 90 at most.
+    `rate_limit`: the key's own, beside the plan's.
     """
 
     type: Kind
@@ -44,6 +55,7 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=SCOPES_MAX)] | None = None
     origins: Annotated[list[Origin], msgspec.Meta(max_length=ORIGINS_MAX)] = []
     expires_in_days: Annotated[int, msgspec.Meta(ge=1, le=DAYS_MAX)] | None = None
+    rate_limit: RateLimit | None = None
 
 
 class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +80,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None
     last_used_at: datetime | None
     rotated_to: str | None
+    rate_limit: Rate | None
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +109,7 @@ def shown(key: ApiKey, token: str | None = None) -> Key:
         revoked_at=key.revoked_at,
         last_used_at=key.last_used_at,
         rotated_to=ids.format_id("key", key.rotated_to) if key.rotated_to else None,
+        rate_limit=key.rate_limit,
     )
 
 
@@ -117,7 +131,17 @@ def checked(request: Req, new: NewKey) -> api_keys.NewKey:
     return api_keys.NewKey(
         kind=new.type, name=new.name, scopes=new.scopes and sorted(set(new.scopes)),
         origins=sorted(set(new.origins)), lifetime=timedelta(days=days) if days else None,
+        rate_limit=_rate_of(new.rate_limit),
     )  # fmt: skip
+
+
+def _rate_of(given: RateLimit | None) -> Rate | None:
+    if given is None:
+        return None
+    burst = given.limit if given.burst is None else given.burst
+    if burst > given.limit:
+        raise Invalid("burst is at most limit", field="rate_limit.burst")
+    return Rate(limit=given.limit, window_s=given.window_s, burst=burst)
 
 
 @get("/v1/api-keys", operation_id="api_keys.list", opt=shape(answer=Keys))

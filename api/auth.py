@@ -103,8 +103,8 @@ def require_origin(caller: Caller, origin: bytes | None) -> Caller:
 async def any_caller(request: Request[Any, Any, Any]) -> Caller:
     """Return who calls, also with a browser's key or a person's session.
 
-    Raises: Unauthenticated, PlanLimit, Forbidden, MissingScope, OriginNotAllowed, InvalidCsrfToken,
-    Invalid, NotFound, Unavailable.
+    Raises: Unauthenticated, RateLimited, PlanLimit, Forbidden, MissingScope, OriginNotAllowed,
+    InvalidCsrfToken, Invalid, NotFound, Unavailable.
     """
     services: Services = request.app.state.services
     if _is_person(request):
@@ -113,7 +113,7 @@ async def any_caller(request: Request[Any, Any, Any]) -> Caller:
     route: BaseRouteHandler = request.route_handler
     operation = str(getattr(route, "operation_id", ""))
     stops = operation.partition(".")[0] not in _ALWAYS
-    request.scope["state"]["ticket"] = await services.meter.enter(caller, stops=stops)
+    request.scope["state"]["ticket"] = await services.let_in(caller, stops=stops)
     if caller.scopes is not None:
         require_scope(caller, scope_of(operation, request.method))
     return require_origin(caller, _header(request, b"origin")) if caller.origins else caller

@@ -105,6 +105,8 @@ class Doors:
         # Of a sale that was opened: whether a browser's claim needs a token. It is frozen then.
         self._needs_token: dict[UUID, bool] = {}
         self._taught: dict[bytes, UUID] = {}
+        # Keys that were granted a number since the last look.
+        self._granted: dict[bytes, Caller] = {}
         self.redis: Redis
         self.desk: SaleDesk
 
@@ -247,7 +249,7 @@ class Doors:
         if sale_id is None:
             raise NotFound("There is no flash sale with this id.")
         if not caller.is_secret:
-            await self._let_in(caller, sale_id, new)
+            await self._check_browser(caller, sale_id, new)
         async with self._room(caller, self._redeemer.live_of_sale(caller, sale_id)):
             answered = await self._redeemer.claim(caller, sale_id, new, key)
         self._learn(call, caller, sale_id)
@@ -264,7 +266,8 @@ class Doors:
         # Looked up and taught in one step of the loop, where keys are forgotten, too.
         if self._services.keys.peek(token) is not caller:
             return
-        self._door.grant(token, None)
+        if not self._services.limiter.has_limit(caller):
+            self._door.grant(token, None)
         if len(self._taught) >= KEYS_TAUGHT_MAX:
             self._taught.pop(next(iter(self._taught)))
         self._taught[token] = caller.project_id
@@ -307,11 +310,37 @@ class Doors:
             commit_redeems=self._commits.decided,
         )
 
+    async def _let_in(self, call: HotCall, caller: Caller) -> Ticket:
+        """Let a request in, and the compiled doors have what was drawn beside it."""
+        token = (call.authorization or b"")[7:]
+        # Before more is drawn: the doors may have it, and leave this body to the general way.
+        self._take_back(token)
+        ticket = await self._services.let_in(caller)
+        if (
+            ticket.standing is not None
+            and self._services.keys.peek(token) is caller
+            and self._door.knows(call.path, token)
+        ):
+            self._door.grant(token, self._services.limiter.hand_over(caller))
+            self._granted[token] = caller
+        return ticket
+
+    def _reclaim(self) -> None:
+        """Take back what keys were granted and have not asked for; it is at hand here again."""
+        while self._granted:
+            self._take_back(next(iter(self._granted)))
+
+    def _take_back(self, token: bytes) -> None:
+        caller = self._granted.pop(token, None)
+        if caller is not None:
+            self._services.limiter.take_back(caller, self._door.reclaim(token))
+
     def _flush_soon(self) -> None:
         self.flush_metrics()
+        self._reclaim()
         self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, self._flush_soon)
 
-    async def _let_in(self, caller: Caller, sale_id: UUID, new: NewRedemption) -> None:
+    async def _check_browser(self, caller: Caller, sale_id: UUID, new: NewRedemption) -> None:
         """Let a browser claim where the sale allows it, for whom the shop has signed.
 
         Raises: Forbidden, InvalidCustomerToken, Invalid, NotFound.
@@ -341,8 +370,10 @@ class Doors:
     ) -> tuple[Caller, NewRedemption, str | None]:
         """Find the caller, who is let in unless they are, and decode the body."""
         caller = await caller_of(self._services, call.authorization)
-        meter = self._services.meter
-        call.tickets.append(Ticket(caller, False) if is_in else await meter.enter(caller))
+        if is_in:
+            call.tickets.append(Ticket(caller, False))
+        elif not call.tickets:
+            call.tickets.append(await self._let_in(call, caller))
         if not for_browsers:
             require_secret(caller)
         require_scope(caller, REDEEM_SCOPE)

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
+from api import rates
 from core.errors import CODES, FAULTS, REFUSALS, Fault, Refusal
+from core.rate_limits import RateLimited
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -36,6 +38,7 @@ _STATUS: Final[dict[str, int]] = {
     "payload_too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_mismatch": 422,
+    "rate_limited": 429,
     "too_many_attempts": 429,
     "internal": 500,
     "overloaded": 503,
@@ -135,7 +138,7 @@ class Problems:
 
     def of_fault(self, fault: Fault, request_id: str) -> Answer:
         """Write a fault."""
-        return self.of(
+        answer = self.of(
             fault.code,
             fault.detail,
             request_id,
@@ -144,6 +147,10 @@ class Problems:
             extra=fault.extra,
             retry_after_s=getattr(fault, "retry_after_s", None),
         )
+        if isinstance(fault, RateLimited):
+            told = rates.headers(fault.standing)
+            answer.headers.extend((name.encode(), text.encode()) for name, text in told)
+        return answer
 
     def internal(self, request_id: str) -> Answer:
         """Write the answer to a bug: the request id and nothing else."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 import structlog
 from granian._granian import RSGIProtocolClosed
 
-from api import bodies, metrics
+from api import bodies, metrics, rates
 from api.bridge import PEER, ASGIApp, Body, answer_of, header
 from api.errors import PROBLEM, Answer
 from api.lifespan import Entrance, HotCall, HotDoors, Services
@@ -203,9 +203,11 @@ class Front:
         except Exception:
             _log.exception("request_failed", route=route, request_id=request_id)
             answer = self._services.problems.internal(request_id)
+        sent = [("x-request-id", request_id), *STRICT_PAIRS]
         for ticket in tickets:
             self._services.meter.leave(ticket, answer.status)
-        sent = [("x-request-id", request_id), *STRICT_PAIRS]
+            if ticket.standing is not None:
+                sent += rates.headers(ticket.standing)
         sent += [(key.decode(), value.decode()) for key, value in answer.headers]
         metrics.observe(route, answer.status, time.perf_counter() - started_s)
         return answer.status, sent, answer.body
@@ -231,9 +233,11 @@ class Front:
                 answer = None
             if answer is None:
                 answer = self._services.problems.internal(request_id)
-            if (ticket := state.get("ticket")) is not None:
-                self._services.meter.leave(ticket, answer.status)
             headers = {key.decode(): value.decode("latin-1") for key, value in answer.headers}
+            ticket: Ticket | None = state.get("ticket")
+            if ticket is not None:
+                self._services.meter.leave(ticket, answer.status)
+                headers.update(rates.headers(ticket.standing) if ticket.standing else ())
             if method == "OPTIONS" and (allow := self._allowed.get(route)):
                 # Litestar has one answer a handler; the address has several handlers.
                 headers["allow"] = allow.decode()

@@ -10,15 +10,17 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from api.errors import Answer, Problems
-from core.api_keys import KeyCache
+from core.api_keys import Caller, KeyCache
 from core.attributions import People
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
 from core.flash_sales import SaleDesk
 from core.gift_cards.vault import Vault
+from core.hot.nodes import connect
 from core.hot.rust import PlainCall
 from core.mails import Mailer
+from core.rate_limits import DRAW_TIMEOUT_S, DRAWS_MAX, Limiter
 from core.receipts import Signer
 from core.settings import Settings
 from core.usage import Meter, Ticket
@@ -97,12 +99,14 @@ class Services:
         self.database: Database
         self.keys: KeyCache
         self.meter: Meter
+        self.limiter: Limiter
         self.doors: HotDoors | None = None
         self.is_draining = False
         self.mailer = Mailer(settings)
         self._poll: asyncio.Task[None] | None = None
         self._mailing: asyncio.Task[None] | None = None
         self._metering: asyncio.Task[None] | None = None
+        self._limiting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
@@ -119,8 +123,22 @@ class Services:
         self._mailing = asyncio.create_task(self.mailer.run())
         self.meter = Meter(self.database)
         self._metering = asyncio.create_task(self.meter.run())
+        # Of its own: requests must not wait for what steers sales, nor take its connections.
+        self._rates = connect(
+            self.settings.redis_url, max_connections=DRAWS_MAX,
+            socket_timeout=DRAW_TIMEOUT_S, socket_connect_timeout=DRAW_TIMEOUT_S,
+        )  # fmt: skip
+        self.limiter = Limiter(self._rates)
+        self._limiting = asyncio.create_task(self.limiter.run())
         if self.doors is not None:
             await self.doors.start()
+
+    async def let_in(self, caller: Caller, *, stops: bool = True) -> Ticket:
+        """Let a request of a caller in. Raises: RateLimited, PlanLimit. Cost: as both say."""
+        standing = await self.limiter.take(caller)
+        ticket = await self.meter.enter(caller, stops=stops)
+        ticket.standing = standing
+        return ticket
 
     async def stop(self) -> None:
         """Finish what is in flight and close everything, doors first."""
@@ -136,4 +154,7 @@ class Services:
             await end(self._metering)
             with contextlib.suppress(Unavailable, OutcomeUnknown):
                 await self.meter.flush()
+        if self._limiting is not None:
+            await end(self._limiting)
+            await self._rates.aclose()
         await self.database.close()

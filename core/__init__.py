@@ -66,6 +66,7 @@ operations
   projects        make, change, put away
   billing         plans of accounts, and their invoices
   usage           calls counted, and where a plan ends
+  rate_limits     how often somebody may ask
   sessions        where people are logged in, and what they may do
   api_keys        keys: make, check, cache, revoke
   audit_log       who changed what

@@ -31,6 +31,7 @@ from core.errors import (
     Unauthenticated,
 )
 from core.rules import money
+from core.rules.rates import Rate
 
 Kind = Literal["SECRET", "PUBLISHABLE", "AGENT"]
 
@@ -76,7 +77,8 @@ class Caller(msgspec.Struct, frozen=True):
     """Who asks of one project: a key, or a person who is logged in (`user_id`; then no key).
 
     `exponent` is how many decimals the currency has. `scopes`: what the key may do, None for all.
-    `origins`: the pages a browser's key may be used on, none for any. `plan` is a key's account's.
+    `origins`: the pages a browser's key may be used on, none for any. `plan` and `account_id` are
+    a key's account's; `rate` is the key's own limit beside the plan's.
     """
 
     project_id: UUID
@@ -89,6 +91,8 @@ class Caller(msgspec.Struct, frozen=True):
     origins: frozenset[str] = frozenset()
     expires_at: datetime | None = None
     plan: str = "enterprise"
+    account_id: UUID | None = None
+    rate: Rate | None = None
 
     @property
     def is_secret(self) -> bool:
@@ -116,6 +120,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True):
     scopes: list[str] | None = None
     origins: list[str] = []
     lifetime: timedelta | None = None
+    rate_limit: Rate | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +137,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None
     last_used_at: datetime | None
     rotated_to: UUID | None
+    rate_limit: Rate | None
 
     @property
     def status(self) -> Literal["active", "expired", "revoked"]:
@@ -208,7 +214,7 @@ async def insert(
         conn, "api_keys.create", ApiKey,
         project_id=project_id, id=ids.new(), kind=new.kind, key_name=new.name,
         digest=digest_of(token.encode(), secret), hint=hint_of(token),
-        scopes=new.scopes, origins=new.origins, lifetime=lifetime,
+        scopes=new.scopes, origins=new.origins, lifetime=lifetime, rate_limit=new.rate_limit,
     )  # fmt: skip
     assert key is not None
     return key, token
@@ -231,7 +237,7 @@ async def rotate(
     _within(caller, old.kind, old.scopes)
     lifetime = old.expires_at - old.created_at if old.expires_at is not None else None
     new = NewKey(kind=old.kind, name=old.name, scopes=old.scopes, origins=old.origins,
-                 lifetime=lifetime)  # fmt: skip
+                 lifetime=lifetime, rate_limit=old.rate_limit)  # fmt: skip
     key, token = await insert(conn, caller.project_id, new, secret=secret)
     is_retired = await db.run(
         conn, "api_keys.retire",
@@ -260,7 +266,7 @@ def _within(caller: Caller, kind: Kind, scopes: list[str] | None) -> None:
 
 def _told(key: ApiKey) -> dict[str, object]:
     return {"type": key.kind, "hint": key.hint, "scopes": key.scopes, "origins": key.origins,
-            "expires_at": key.expires_at}  # fmt: skip
+            "expires_at": key.expires_at, "rate_limit": key.rate_limit}  # fmt: skip
 
 
 def _any_of(scope: str) -> str:
@@ -311,6 +317,7 @@ class _Found(msgspec.Struct, frozen=True):
     origins: list[str]
     expires_at: datetime | None
     plan: str
+    rate_limit: Rate | None
 
 
 class _Revoked(msgspec.Struct, frozen=True):
@@ -389,7 +396,7 @@ class KeyCache:
             found.project_id, found.key_id, found.kind, found.currency, exponent,
             scopes=frozenset(found.scopes) if found.scopes is not None else None,
             origins=frozenset(found.origins), expires_at=found.expires_at,
-            plan=found.plan,
+            plan=found.plan, account_id=found.account_id, rate=found.rate_limit,
         )  # fmt: skip
         while len(self._callers) >= CACHED_MAX:
             self._forget(digest_of(next(iter(self._callers)), self._secret))

@@ -86,6 +86,7 @@ FAULTS: Final = _register(
         ("idempotency_mismatch", "The Idempotency-Key was used with another request before."),
         ("payload_too_large", "The body is larger than this address takes."),
         ("unsupported_media_type", "The body is not JSON."),
+        ("rate_limited", "Too many requests at once; Retry-After says when the next one passes."),
         ("too_many_attempts", "Too many attempts failed; try again in a minute."),
         ("overloaded", "The queue is full. Nothing was applied; ask again shortly."),
         ("unavailable", "A server behind this one is away. Nothing was applied; ask again."),

@@ -19,6 +19,7 @@ import structlog
 from core import db
 from core.api_keys import Caller
 from core.errors import OutcomeUnknown, PlanLimit, Unavailable
+from core.rate_limits import Standing
 from core.rules import plans
 from core.rules.plans import Change, Hour
 
@@ -37,6 +38,7 @@ class Ticket(msgspec.Struct):
 
     caller: Caller
     is_held: bool
+    standing: Standing | None = None
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,14 @@ def of_crowd(voucher_id: str) -> tuple[str, str, str, str]:
     return (f"{tag}:f", f"{tag}:fk", f"{tag}:fc", f"{tag}:ft")
 
 
+def of_rate(account_id: str, key_id: str | None = None) -> str:
+    """The bucket of an account, or of one of its keys: together, so that one call draws from both.
+
+    When it is full again, in µs.
+    """
+    return f"vf:{{{account_id}}}:rate" + (f":{key_id}" if key_id else "")
+
+
 def record(fingerprint: str, seq: int, at_ms: int, remaining: int, payload: bytes) -> bytes:
     """One idempotency record, in the form claim.lua writes and both scripts read."""
     return f"{fingerprint}|{seq}|{at_ms}|{remaining}|".encode() + payload

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from core.rules.rates import Rate
+
 # €0.003 an API call and €0.005 a redemption beyond what a plan includes.
 CALL_PRICE_TENTHS: Final = 3
 REDEMPTION_PRICE_TENTHS: Final = 5
@@ -18,7 +20,11 @@ HOUR: Final = timedelta(hours=1)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan. None of a quota: without limit. `stops`: whether it ends at its quota."""
+    """A plan. None of a quota: without limit. `stops`: whether it ends at its quota.
+
+    `rate`: how often all keys of an account may ask together; a flash sale of a thousand a second
+    fits into the largest that has one.
+    """
 
     name: str
     price_minor: int
@@ -26,15 +32,45 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     redemptions: int | None
     projects: int | None
     stops: bool = False
+    rate: Rate | None = None
 
 
 PLANS: Final = {
     plan.name: plan
     for plan in (
-        Plan(name="free", price_minor=0, calls=1_000, redemptions=500, projects=1, stops=True),
-        Plan(name="starter", price_minor=2_900, calls=10_000, redemptions=2_000, projects=2),
-        Plan(name="growth", price_minor=7_900, calls=50_000, redemptions=10_000, projects=5),
-        Plan(name="scale", price_minor=19_900, calls=200_000, redemptions=50_000, projects=None),
+        Plan(
+            name="free",
+            price_minor=0,
+            calls=1_000,
+            redemptions=500,
+            projects=1,
+            stops=True,
+            rate=Rate(limit=600, window_s=60, burst=100),
+        ),
+        Plan(
+            name="starter",
+            price_minor=2_900,
+            calls=10_000,
+            redemptions=2_000,
+            projects=2,
+            rate=Rate(limit=6_000, window_s=60, burst=1_000),
+        ),
+        Plan(
+            name="growth",
+            price_minor=7_900,
+            calls=50_000,
+            redemptions=10_000,
+            projects=5,
+            rate=Rate(limit=30_000, window_s=60, burst=5_000),
+        ),
+        Plan(
+            name="scale",
+            price_minor=19_900,
+            calls=200_000,
+            redemptions=50_000,
+            projects=None,
+            rate=Rate(limit=120_000, window_s=60, burst=20_000),
+        ),
         Plan(name="enterprise", price_minor=50_000, calls=None, redemptions=None, projects=None),
     )
 }

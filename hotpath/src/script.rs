@@ -7,6 +7,7 @@ pub const CLAIM_LUA: &str = include_str!("../lua/claim.lua");
 pub const CROWD_LUA: &str = include_str!("../lua/crowd.lua");
 pub const LEASE_LUA: &str = include_str!("../lua/lease.lua");
 pub const FACTS_LUA: &str = include_str!("../lua/facts.lua");
+pub const RATE_LUA: &str = include_str!("../lua/rate.lua");
 
 /// Which of the two scripts serves a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,19 +1,19 @@
 -- name: create :one
 -- Stores a new key's digest and hint.
-INSERT INTO vf.api_keys (project_id, id, kind, name, digest, hint, scopes, origins, expires_at)
+INSERT INTO vf.api_keys (project_id, id, kind, name, digest, hint, scopes, origins, expires_at, rate_limit)
 VALUES (@project_id, @id, @kind, @key_name, @digest, @hint, @scopes::text[], @origins::text[],
-        clock_timestamp() + @lifetime::interval)
-RETURNING id, kind, name, hint, scopes, origins, created_at, expires_at, revoked_at, last_used_at, rotated_to;
+        clock_timestamp() + @lifetime::interval, @rate_limit::jsonb)
+RETURNING id, kind, name, hint, scopes, origins, created_at, expires_at, revoked_at, last_used_at, rotated_to, rate_limit;
 
 -- name: get :one
 -- One key of the project, revoked or not.
-SELECT id, kind, name, hint, scopes, origins, created_at, expires_at, revoked_at, last_used_at, rotated_to
+SELECT id, kind, name, hint, scopes, origins, created_at, expires_at, revoked_at, last_used_at, rotated_to, rate_limit
   FROM vf.api_keys
  WHERE project_id = @project_id AND id = @id;
 
 -- name: page :many
 -- The project's keys, newest first, below a cursor.
-SELECT id, kind, name, hint, scopes, origins, created_at, expires_at, revoked_at, last_used_at, rotated_to
+SELECT id, kind, name, hint, scopes, origins, created_at, expires_at, revoked_at, last_used_at, rotated_to, rate_limit
   FROM vf.api_keys
  WHERE project_id = @project_id AND (@after::uuid IS NULL OR id < @after)
  ORDER BY id DESC
@@ -34,7 +34,8 @@ UPDATE vf.api_keys
 
 -- name: authenticate :one
 -- Who a key's digest belongs to, in any project; nothing for a revoked or expired one.
-SELECT key_id, project_id, account_id, kind, currency, scopes, origins, expires_at, plan FROM vf.authenticate(@digest);
+SELECT key_id, project_id, account_id, kind, currency, scopes, origins, expires_at, plan, rate_limit
+  FROM vf.authenticate(@digest);
 
 -- name: revoked_since :one
 -- The digests revoked or changed since an instant (none for null) and the database's clock, to ask from next time.

@@ -9,6 +9,7 @@ __all__ = [
     "CROWD_LUA",
     "FACTS_LUA",
     "LEASE_LUA",
+    "RATE_LUA",
     "Batcher",
     "CommitBatch",
     "CommitQueue",
@@ -25,6 +26,7 @@ BUILD_PROFILE: Final[str]
 CLAIM_LUA: Final[str]
 CROWD_LUA: Final[str]
 LEASE_LUA: Final[str]
+RATE_LUA: Final[str]
 FACTS_LUA: Final[str]
 
 class _Status(TypedDict):
@@ -120,6 +122,7 @@ class Door:
     def knows(self, path: str, token: bytes) -> bool: ...
     def forget(self, token: bytes) -> None: ...
     def grant(self, token: bytes, more: int | None) -> None: ...
+    def reclaim(self, token: bytes) -> int: ...
     def metered(self) -> list[tuple[bytes, int]]: ...
     def tallied(self) -> list[tuple[str, list[tuple[int, int]], list[int], int]]: ...
 

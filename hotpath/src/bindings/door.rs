@@ -86,11 +86,17 @@ impl Meter {
     const UNLIMITED: i64 = i64::MAX / 2;
 
     fn draw(&self) -> bool {
-        let is_drawn = self.rest.fetch_sub(1, Ordering::Relaxed) > 0;
-        if !is_drawn {
-            self.give_back();
-        }
-        is_drawn
+        self.change(|rest| (rest > 0).then(|| rest - 1)).is_some()
+    }
+
+    /// Take all there is; nothing of what has no limit.
+    fn drain(&self) -> i64 {
+        self.change(|rest| (1..Self::UNLIMITED / 2).contains(&rest).then_some(0)).unwrap_or(0)
+    }
+
+    /// What was there before a change, or nothing where there was none.
+    fn change(&self, change: impl FnMut(i64) -> Option<i64>) -> Option<i64> {
+        self.rest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).ok()
     }
 
     fn give_back(&self) {
@@ -512,6 +518,11 @@ impl Door {
                 meter.rest.fetch_add(more.clamp(0, Meter::UNLIMITED), Ordering::Relaxed);
             }
         }
+    }
+
+    /// Take back what a key has left here, and say how much that was; nothing of one without limit.
+    fn reclaim(&self, token: &[u8]) -> i64 {
+        lock(&self.shared.meters).get(&authorization_of(token)).map_or(0, |meter| meter.drain())
     }
 
     /// How many requests of each key were answered here since the last call, by its text; those

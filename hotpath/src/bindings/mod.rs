@@ -193,4 +193,6 @@ mod _native {
     const LEASE_LUA: &str = crate::script::LEASE_LUA;
     #[pymodule_export]
     const FACTS_LUA: &str = crate::script::FACTS_LUA;
+    #[pymodule_export]
+    const RATE_LUA: &str = crate::script::RATE_LUA;
 }
