@@ -7,7 +7,8 @@ the way in
   __main__        `python -m api`: the listening socket, granian and its workers
   app             which addresses there are, and what becomes of an error
   front           what granian calls: request ids, headers, the way to the hot doors
-  bridge          Litestar behind RSGI: one request in, one whole answer out
+  bridge          Litestar behind RSGI: one request in, one answer out, whole or piece by piece
+  streams         an answer of any length, as fast as the client takes it
   doors           redeem and claim, answered without Litestar
   lifespan        what a worker holds open
 
@@ -29,6 +30,7 @@ the nouns
   batches         /v1/vouchers/bulk and /v1/batches
   imports         /v1/vouchers/import
   exports         /v1/exports
+  reports         /v1/reports
   campaigns       /v1/campaigns
   customers       /v1/customers
   segments        /v1/segments

@@ -19,9 +19,10 @@ import structlog
 from granian._granian import RSGIProtocolClosed
 
 from api import bodies, metrics, rates
-from api.bridge import PEER, ASGIApp, Body, answer_of, header
+from api.bridge import PEER, ASGIApp, Body, Pairs, answer_of, header
 from api.errors import PROBLEM, Answer
 from api.lifespan import Entrance, HotCall, HotDoors, Services
+from api.streams import Pipe
 from core import audit_log, ids
 from core.errors import Fault, Unavailable
 from core.hot.rust import PlainCall
@@ -219,13 +220,21 @@ class Front:
         state: dict[str, Any] = {"request_id": request_id}
         route = "unknown"
         peer = (scope.headers.get(PEER) or "").rpartition(":")[0] or None
+
+        def begin(status: int, pairs: Pairs) -> Pipe | None:
+            sent = _headed(scope, pairs, request_id, state.get("ticket"))
+            if scope.method == "HEAD":
+                protocol.response_empty(status, sent)
+                return None
+            return Pipe(protocol, status, sent)
+
         with (
             structlog.contextvars.bound_contextvars(request_id=request_id),
             audit_log.asked_from(request_id, peer),
         ):
             try:
                 answer, asgi_scope = await answer_of(
-                    self._app, scope, protocol, method=method, state=state
+                    self._app, scope, protocol, method=method, state=state, begin=begin
                 )
                 route = asgi_scope.get("path_template") or "unknown"
             except Exception:
@@ -233,18 +242,16 @@ class Front:
                 answer = None
             if answer is None:
                 answer = self._services.problems.internal(request_id)
-            headers = {key.decode(): value.decode("latin-1") for key, value in answer.headers}
             ticket: Ticket | None = state.get("ticket")
             if ticket is not None:
                 self._services.meter.leave(ticket, answer.status)
-                headers.update(rates.headers(ticket.standing) if ticket.standing else ())
-            if method == "OPTIONS" and (allow := self._allowed.get(route)):
-                # Litestar has one answer a handler; the address has several handlers.
-                headers["allow"] = allow.decode()
-            headers = {**STRICT_HEADERS, **headers, "x-request-id": request_id}
-            if "origin" in scope.headers and scope.path.startswith(_API):
-                headers.update(CORS_PAIRS)
-            _send(protocol, answer.status, list(headers.items()), answer.body)
+            if not state.get("is_streamed"):
+                pairs = answer.headers
+                if method == "OPTIONS" and (allow := self._allowed.get(route)):
+                    # Litestar has one answer a handler; the address has several handlers.
+                    pairs = [*pairs, (b"allow", allow)]
+                sent = _headed(scope, pairs, request_id, ticket)
+                _send(protocol, answer.status, sent, answer.body)
             elapsed_s = time.perf_counter() - started_s
             metrics.observe(route, answer.status, elapsed_s)
             # Who watches asks every second, and is of no interest where all is well.
@@ -264,6 +271,19 @@ def _hot_address(path: str) -> tuple[str, str] | None:
     else:
         return None
     return (route, name) if name and "/" not in name else None
+
+
+def _headed(
+    scope: Any, pairs: Pairs, request_id: str, ticket: Ticket | None
+) -> list[tuple[str, str]]:
+    """Return an answer's headers with those that every answer has."""
+    headers = {key.decode(): value.decode("latin-1") for key, value in pairs}
+    if ticket is not None and ticket.standing:
+        headers.update(rates.headers(ticket.standing))
+    headers = {**STRICT_HEADERS, **headers, "x-request-id": request_id}
+    if "origin" in scope.headers and scope.path.startswith(_API):
+        headers.update(CORS_PAIRS)
+    return list(headers.items())
 
 
 def _send(protocol: Any, status: int, headers: list[tuple[str, str]], body: bytes) -> None:

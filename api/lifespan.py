@@ -22,6 +22,7 @@ from core.hot.rust import PlainCall
 from core.mails import Mailer
 from core.rate_limits import DRAW_TIMEOUT_S, DRAWS_MAX, Limiter
 from core.receipts import Signer
+from core.reports import Desk
 from core.settings import Settings
 from core.usage import Meter, Ticket
 
@@ -100,6 +101,7 @@ class Services:
         self.keys: KeyCache
         self.meter: Meter
         self.limiter: Limiter
+        self.reports: Desk
         self.doors: HotDoors | None = None
         self.is_draining = False
         self.mailer = Mailer(settings)
@@ -122,6 +124,7 @@ class Services:
         self._poll = asyncio.create_task(self.keys.poll_forever())
         self._mailing = asyncio.create_task(self.mailer.run())
         self.meter = Meter(self.database)
+        self.reports = Desk(self.database)
         self._metering = asyncio.create_task(self.meter.run())
         # Of its own: requests must not wait for what steers sales, nor take its connections.
         self._rates = connect(

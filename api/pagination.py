@@ -1,5 +1,6 @@
 """Query parameters, and lists: `limit`, `starting_after`, `{"data": […], "has_more": …}`."""
 
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl
 from uuid import UUID
@@ -124,6 +125,26 @@ def id_of(page: Page, name: str, prefix: ids.Prefix) -> UUID | None:
     if found is None:
         raise Invalid(f"{name} must be an id ({prefix}_…)", field=name)
     return found
+
+
+def instant_of(page: Page, name: str, *, is_end: bool = False) -> datetime | None:
+    """Read a filter that is an instant or a day; a day as `to` includes itself."""
+    text = page.filters.get(name)
+    if text is None:
+        return None
+    try:
+        if len(text) == len("2030-01-31"):
+            day = date.fromisoformat(text) + timedelta(days=is_end)
+            return datetime.combine(day, time(), UTC)
+        at = datetime.fromisoformat(text.replace(" ", "+"))
+        if at.tzinfo is not None:
+            return at
+    except (ValueError, OverflowError):
+        pass
+    raise Invalid(
+        f"{name} must be a day such as 2030-01-31 or a time such as 2030-01-31T12:00:00Z",
+        field=name,
+    )
 
 
 def listed(rows: list[T], page: Page) -> Listed[T]:

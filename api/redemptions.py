@@ -1,9 +1,7 @@
 """/v1/redemptions, and the rollback of one. The redeem itself is answered by `api.doors`."""
 
-from datetime import date, datetime, time, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 from litestar import Request, get, post
@@ -17,7 +15,7 @@ from api.lifespan import Services
 from core import checkouts, conversions, db, ids, lookups, receipts, redemptions
 from core.api_keys import Caller
 from core.checkouts import Checkout, NewCheckout
-from core.errors import Invalid, NotFound, Refusal
+from core.errors import NotFound, Refusal
 from core.gift_cards import ledger
 from core.receipts import Presented
 from core.redemptions import Filter, NewRedemption, Redemption
@@ -63,26 +61,6 @@ def _id_of(public_id: str) -> Any:
     return found
 
 
-def _instant(page: pagination.Page, name: str, *, is_end: bool = False) -> datetime | None:
-    """Read a filter that is an instant or a day; a day as `to` includes itself."""
-    text = page.filters.get(name)
-    if text is None:
-        return None
-    try:
-        if len(text) == len("2030-01-31"):
-            day = date.fromisoformat(text) + timedelta(days=is_end)
-            return datetime.combine(day, time(), ZoneInfo("UTC"))
-        at = datetime.fromisoformat(text.replace(" ", "+"))
-        if at.tzinfo is not None:
-            return at
-    except (ValueError, OverflowError):
-        pass
-    raise Invalid(
-        f"{name} must be a day such as 2030-01-31 or a time such as 2030-01-31T12:00:00Z",
-        field=name,
-    )
-
-
 @get(
     "/v1/redemptions",
     operation_id="redemptions.list",
@@ -107,8 +85,8 @@ def _narrowed(asked: pagination.Page) -> Filter:
         customer_id=asked.filters.get("customer_id"),
         order_id=asked.filters.get("order_id"),
         status=pagination.one_of(asked, "status", "redeemed", "rolled_back"),
-        from_at=_instant(asked, "from"),
-        to_at=_instant(asked, "to", is_end=True),
+        from_at=pagination.instant_of(asked, "from"),
+        to_at=pagination.instant_of(asked, "to", is_end=True),
     )
 
 

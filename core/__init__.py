@@ -48,6 +48,7 @@ operations
   referral_programs  the terms of referrals, and customers' codes
   gift_cards      stored value in a ledger of its own
   liability       what is owed to the holders of gift cards, by day
+  reports         what a time holds, streamed: tables, or lines of JSON
   publications    codes of campaigns that are given to customers one by one
   batches         many vouchers at once, or piece by piece
   vouchers        vouchers: make, read, edit, switch, validate

@@ -76,17 +76,11 @@ def _table(found: list[Voucher], *, has_header: bool) -> bytes:
 
 
 def _cell(name: str, voucher: Voucher) -> str:
-    value: Any
     if name == "active":
         return "false" if voucher.status == "disabled" else "true"
     if name == "metadata":
         return _encode(voucher.metadata).decode() if voucher.metadata else ""
-    value = voucher.redeemed_count if name == "redemption_count" else getattr(voucher, name)
-    if value is None or value is msgspec.UNSET:
-        return ""
-    if isinstance(value, msgspec.Raw):
-        return bytes(value).decode()
-    return _harmless(value if isinstance(value, str) else _encode(value).decode().strip('"'))
+    return cell(voucher.redeemed_count if name == "redemption_count" else getattr(voucher, name))
 
 
 def _harmless(written: str) -> str:
@@ -110,7 +104,7 @@ async def audit_log_part(conn: db.Connection, caller: Caller, *, after: str | No
         )  # fmt: skip
         for entry in piece:
             values = (getattr(entry, name) for name in audit_log.COLUMNS)
-            writer.writerow([_plain(value) for value in values])
+            writer.writerow([cell(value) for value in values])
         count += len(piece)
         if len(piece) < PIECE:
             return Part(text.getvalue().encode(), count, None)
@@ -119,9 +113,12 @@ async def audit_log_part(conn: db.Connection, caller: Caller, *, after: str | No
     return Part(text.getvalue().encode(), count, last)
 
 
-def _plain(value: Any) -> str:
-    if value is None or value == {}:
+def cell(value: Any) -> str:
+    """Write a value into a table; what is not one value is JSON, and text runs nothing."""
+    if value is None or value is msgspec.UNSET or value == {}:
         return ""
-    if isinstance(value, dict):
-        return _encode(value).decode()
-    return _harmless(value if isinstance(value, str) else _encode(value).decode().strip('"'))
+    if isinstance(value, str):
+        return _harmless(value)
+    if isinstance(value, msgspec.Raw):
+        return bytes(value).decode()
+    return _encode(value).decode().strip('"')

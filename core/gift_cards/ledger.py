@@ -146,6 +146,19 @@ class Row(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
+class _Entry(Row, frozen=True):
+    """The same with the card it is seen from."""
+
+    seen_from: UUID
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a walk through the ledger has come to."""
+
+    at: datetime
+    transaction_id: UUID
+
+
 class _Moved(msgspec.Struct, frozen=True):
     outcome: str
     transaction_id: UUID | None
@@ -320,6 +333,30 @@ async def transactions(
         project_id=caller.project_id, card_id=card.id, after=after, limit=limit,
     )  # fmt: skip
     return [show(row, card.id) for row in rows]
+
+
+async def entries(
+    conn: db.Connection,
+    caller: Caller,
+    *,
+    from_at: datetime | None,
+    to_at: datetime | None,
+    after: Place | None,
+    limit: int,
+) -> tuple[list[Transaction], Place | None]:
+    """Return what up to `limit` transactions did to cards, the last first, and where to go on.
+
+    A transfer is two, one for each card. None: there are no more.
+    """
+    rows = await db.many(
+        conn, "gift_cards.entries", _Entry,
+        project_id=caller.project_id, from_at=from_at, to_at=to_at, limit=limit,
+        after_at=after and after.at, after_id=after and after.transaction_id,
+    )  # fmt: skip
+    shown = [show(row, row.seen_from) for row in rows]
+    if len({row.id for row in rows}) < limit:
+        return shown, None
+    return shown, Place(rows[-1].created_at, rows[-1].id)
 
 
 async def sweep(database: db.Database) -> int:

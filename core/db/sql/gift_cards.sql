@@ -133,6 +133,26 @@ SELECT t.id, t.card_id, t.kind, t.amount_minor, t.asked_minor, e.side, e.balance
                                                AND k.card_id = @card_id))
  ORDER BY e.number DESC LIMIT @limit::bigint;
 
+-- name: entries :many
+-- What transactions of the project did to cards, the last first, below a cursor and within a time.
+WITH page AS MATERIALIZED (
+    SELECT t.id, t.card_id, t.kind, t.amount_minor, t.asked_minor, t.currency, t.reference, t.to_card_id, t.refund_of,
+           t.order_id, t.reason, t.created_at
+      FROM vf.gift_card_transactions t
+     WHERE t.project_id = @project_id
+       AND (@after_at::timestamptz IS NULL OR t.created_at <= @after_at
+            AND (t.created_at, t.id) < (@after_at, @after_id::uuid))
+       AND (@from_at::timestamptz IS NULL OR t.created_at >= @from_at)
+       AND (@to_at::timestamptz IS NULL OR t.created_at < @to_at)
+     ORDER BY t.created_at DESC, t.id DESC LIMIT @limit::bigint)
+SELECT t.id, t.card_id, t.kind, t.amount_minor, t.asked_minor, e.side, e.balance_minor, t.currency, t.reference,
+       t.to_card_id, t.refund_of, t.order_id, t.reason, t.created_at, e.card_id AS seen_from
+  FROM page t
+ CROSS JOIN LATERAL (SELECT x.side, x.balance_minor, x.card_id FROM vf.gift_card_entries x
+                      WHERE x.project_id = @project_id AND x.transaction_id = t.id AND x.card_id IS NOT NULL
+                     OFFSET 0) e
+ ORDER BY t.created_at DESC, t.id DESC, e.side;
+
 -- name: pay_with :exec
 -- Says which redemptions a spend paid together with.
 INSERT INTO vf.gift_card_payments (project_id, redemption_id, transaction_id)

@@ -1,0 +1,81 @@
+"""A report that has begun is whole, or says that it is not."""
+
+import asyncio
+import json
+from typing import Any
+
+import asyncpg
+import pytest
+
+from core import reports
+from core.reports import Asked
+
+pytestmark = pytest.mark.anyio
+COUNT = 3 * reports.PIECE
+
+
+class Door:
+    """PostgreSQL's own, shut for the application and opened again."""
+
+    def __init__(self, house: Any) -> None:
+        self.house = house
+
+    async def shut(self, is_shut: bool) -> None:
+        name = await self.house.value("select current_database()")
+        word = "false" if is_shut else "true"
+        beside = await asyncpg.connect(
+            self.house.settings.database_dsn("owner"), database="postgres"
+        )
+        await beside.execute(f'alter database "{name}" with allow_connections {word}')
+        await beside.close()
+        if is_shut:
+            await self.house.owner.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where datname = current_database() and pid <> pg_backend_pid()"
+            )
+
+
+async def begun(house: Any) -> tuple[Any, list[bytes]]:
+    await house.owner.execute(
+        "insert into vf.vouchers (project_id, id, code, code_norm, discount_type, discount_bp) "
+        "select $1, gen_random_uuid(), 'R' || n, 'R' || n, 'PERCENT', 100 "
+        "from generate_series(1, $2::bigint) n",
+        house.project_id, COUNT,
+    )  # fmt: skip
+    desk = reports.Desk(house.services.database)
+    written = desk.write(house.caller, "vouchers", "ndjson", Asked())
+    return written, [await anext(written)]
+
+
+async def test_a_database_that_goes_away_and_comes_back_costs_no_row(house: Any) -> None:
+    written, pieces = await begun(house)
+    door = Door(house)
+    await door.shut(True)
+
+    async def rest() -> None:
+        pieces.extend([piece async for piece in written])
+
+    reading = asyncio.create_task(rest())
+    await asyncio.sleep(0.5)
+    assert not reading.done()
+    await door.shut(False)
+    await asyncio.wait_for(reading, 20)
+    codes = [json.loads(line)["code"] for line in b"".join(pieces).splitlines()]
+    assert len(codes) == len(set(codes)) == COUNT
+
+
+async def test_one_that_stays_away_ends_the_report_with_a_line_that_says_so(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "WAIT_S_MAX", 1.0)
+    written, pieces = await begun(house)
+    door = Door(house)
+    await door.shut(True)
+    try:
+        pieces.extend([piece async for piece in written])
+    finally:
+        await door.shut(False)
+    lines = [json.loads(line) for line in b"".join(pieces).splitlines()]
+    assert len(lines) == reports.PIECE + 1
+    assert lines[-1]["error"]["code"] == "unavailable"
+    assert "not complete" in lines[-1]["error"]["detail"]
