@@ -52,10 +52,10 @@ class Pipe:
 
     async def _room(self) -> None:
         loop = asyncio.get_running_loop()
-        room = loop.create_future()
-        loop.add_writer(self._writing, lambda: room.done() or room.set_result(None))
+        room = asyncio.Event()
+        loop.add_writer(self._writing, room.set)
         try:
-            await room
+            await room.wait()
         finally:
             loop.remove_writer(self._writing)
 

@@ -234,7 +234,7 @@ def test_head_and_who_leaves_early_stop_the_writing(api: Api, shop: Any) -> None
 def test_who_takes_nothing_holds_one_piece_and_no_connection(api: Api, shop: Any) -> None:
     project, client = shop
     made(client, "/v1/vouchers", code="SLOW", discount_value=20)
-    fill(api, project, "SLOW", 60 * reports.PIECE)
+    fill(api, project, "SLOW", 120 * reports.PIECE)
     host, port = httpx.URL(api.base_url).host, httpx.URL(api.base_url).port
     asked = (
         f"GET /v1/reports/redemptions?format=csv HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
