@@ -51,6 +51,7 @@ operations
   reports         what a time holds, streamed: tables, or lines of JSON
   publications    codes of campaigns that are given to customers one by one
   batches         many vouchers at once, or piece by piece
+  budgets         how much of campaigns' limits and budgets is gone
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew

@@ -8,6 +8,7 @@ what pages share
   visits          who is here, in which project, with which role, and what they may change
   pages           templates, and how amounts, times and states are written
   forms           forms: described once, shown, and read through the API's own gate
+  figures         charts, and the tables they are drawn from
   assets          style, scripts and what set-up fetched, by the hash of their text
   routes          the addresses, and errors as pages
 

@@ -1,17 +1,19 @@
 """Campaigns: list, make, edit with rules, copy, pause, end."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from litestar import Request, get, post
 from litestar.response import Response
 
 from api import pagination
-from api.dashboard import forms, pages, rule_rows, visits
+from api.dashboard import figures, forms, pages, rule_rows, visits
 from api.dashboard.forms import Field
 from api.dashboard.visits import Visit
 from api.dashboard.vouchers import DISCOUNTS
-from core import campaigns, db, redemptions, vouchers
+from core import analytics, budgets, campaigns, db, redemptions, vouchers
+from core.analytics import Asked
 from core.campaigns import Campaign, CampaignPatch, Move, NewCampaign
 from core.errors import Fault, Refusal
 
@@ -123,18 +125,39 @@ async def show(request: Req, project: str, campaign: str) -> Response[bytes]:
     visit = await visits.begun(request, project)
     async with visit.reading() as conn:
         stored = await campaigns.find(conn, visit.caller, campaign)
+        one = campaigns.show(stored, visit.caller)
+        figured = await _figured(visit, conn, one)
         codes = await vouchers.page(
             conn, visit.caller, campaign_id=campaign, status=None, after=None, limit=_RECENT_MAX
         )
-    recent, has_more = await redemptions.list_page(
+    recent, has_more = await _recent(visit, stored)
+    return visit.page(
+        "campaign.html", title=one.name, one=one, recent=recent, has_more=has_more, codes=codes,
+        sentence=rule_rows.sentences(one.rules.conditions), **figured,
+    )  # fmt: skip
+
+
+async def _recent(
+    visit: Visit, stored: campaigns.Stored
+) -> tuple[list[redemptions.Redemption], bool]:
+    return await redemptions.list_page(
         visit.services.database, visit.caller, redemptions.Filter(campaign_id=stored.id),
         before=None, limit=_RECENT_MAX,
     )  # fmt: skip
-    one = campaigns.show(stored, visit.caller)
-    return visit.page(
-        "campaign.html", title=one.name, one=one, recent=recent, has_more=has_more, codes=codes,
-        sentence=rule_rows.sentences(one.rules.conditions),
-    )  # fmt: skip
+
+
+async def _figured(visit: Visit, conn: db.Connection, one: Campaign) -> dict[str, Any]:
+    """Return what a campaign's page says of some days, and how much of its caps is gone."""
+    span = figures.span_of(visit.request.query_params.get("days", ""))
+    to_day = datetime.now(UTC).astimezone(ZoneInfo(visit.zone)).date()
+    from_day = to_day - timedelta(days=span - 1)
+    asked = Asked(from_day=from_day, to_day=to_day, unit=figures.grain_of(span))
+    series = await analytics.of_campaign(conn, visit.caller, one.id, asked)
+    return {
+        "gone": (await budgets.gone(conn, visit.caller, [one]))[one.id], "series": series,
+        "charts": [figures.redemptions(series), figures.discounts(series)], "span": span,
+        "spans_all": figures.SPANS,
+    }  # fmt: skip
 
 
 @get(

@@ -26,32 +26,6 @@ document.addEventListener("click", (event) => {
   navigator.clipboard.writeText(text).then(() => { button.textContent = "Copied"; });
 });
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-function clock(at, isDays) {
-  const when = new Date(at * 1000);
-  if (isDays) return when.toLocaleDateString("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
-  return when.toLocaleTimeString("en-GB");
-}
-
-function chart(place, series, data, height = 240) {
-  const points = data[0].length;
-  if (!window.uPlot || points === 0) return null;
-  const isDays = place.hasAttribute("data-charts");
-  const axis = { stroke: colour("--ink-soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
-  const plot = new uPlot({
-    width: place.clientWidth, height, padding: [8, 40, 0, 0], cursor: { points: { size: 6 } },
-    series: [{ label: "Time", value: (_, at) => (at == null ? "–" : clock(at, isDays)) }, ...series.map((one, place_) => ({
-      width: 2, points: { show: false }, ...one,
-      stroke: colour(["--accent", "--calm", "--warn"][place_ % 3]),
-    }))],
-    axes: [{ ...axis, space: 90, values: (_, marks) => marks.map((at) => clock(at, isDays)) }, { ...axis, size: 64 }],
-    scales: { y: { range: (_, least, most) => [Math.min(0, least), most > 0 ? most * 1.05 : 1] } },
-  }, data, place);
-  new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height })).observe(place);
-  return plot;
-}
-
 // ---- a sale as it sells: one point for each look at it
 const stockChart = document.getElementById("stock-chart");
 if (stockChart) {
@@ -86,7 +60,7 @@ if (stockChart) {
     while (rows.children.length > 60) rows.lastChild.remove();
     const data = [seen.at, seen.left, seen.sold];
     if (plot) plot.setData(data);
-    else plot = chart(stockChart, [{ label: "Left" }, { label: "Sold" }], data);
+    else plot = charts.draw(stockChart, ["Left", "Sold"], data, { grain: "second", unit: "units" });
   };
   look();
   const opened = document.getElementById("figures").dataset.status;
@@ -97,15 +71,10 @@ if (stockChart) {
   });
 }
 
-// ---- charts of what a table on the page says: its columns, times first
-for (const place of document.querySelectorAll("[data-charts]")) {
-  const table = document.getElementById(place.dataset.charts);
-  const rows = [...table.tBodies[0].rows].filter((row) => row.dataset.at).reverse();
-  // One day is no line; the table says it all.
-  if (rows.length < 2) { place.parentElement.hidden = true; continue; }
-  const columns = place.dataset.columns.split(",").map(Number);
-  const data = [rows.map((row) => Number(row.dataset.at))];
-  for (const column of columns) data.push(rows.map((row) => Number(row.cells[column].dataset.value)));
-  const names = [...table.tHead.rows[0].cells];
-  chart(place, columns.map((column) => ({ label: names[column].textContent })), data);
-}
+// ---- what moves by itself waits while nobody looks, and while somebody is about to use it
+document.body.addEventListener("htmx:beforeRequest", (event) => {
+  const place = event.target;
+  if (!place.matches("[data-live]")) return;
+  if (document.hidden || place.contains(document.activeElement) || place.matches(":hover")) event.preventDefault();
+});
+document.body.addEventListener("htmx:afterSwap", () => charts.refresh());

@@ -1,0 +1,74 @@
+"""What charts are drawn from: every day has a row, by the project's clock."""
+
+import itertools
+from datetime import UTC, datetime
+
+import msgspec
+
+from api.dashboard import figures
+from core.analytics import Point, Series, Sums
+
+NOTHING = Sums(redemptions=0, discount=msgspec.Raw(b"0"), order_value=msgspec.Raw(b"0"),
+               redeemed=0, rolled_back=0)  # fmt: skip
+
+
+def series(unit: str, from_: str, to: str, points: dict[str, tuple[int, str]]) -> Series:
+    return Series(
+        id="prj_1", from_=from_, to=to, unit=unit,  # type: ignore[arg-type]
+        time_zone="Europe/Berlin", currency="EUR", totals=NOTHING, previous=NOTHING,
+        points=[
+            Point(
+                at=datetime.fromisoformat(at), redemptions=count, redeemed=count, rolled_back=0,
+                discount=msgspec.Raw(amount.encode()), order_value=msgspec.Raw(b"0"),
+            )
+            for at, (count, amount) in points.items()
+        ],
+    )  # fmt: skip
+
+
+def told(chart: figures.Chart) -> list[tuple[str, list[str]]]:
+    return [(row.label, row.values) for row in chart.rows]
+
+
+def test_a_day_without_a_redemption_is_drawn_too() -> None:
+    # The clocks go back on the 25th: its midnight is at 22:00, the next one's at 23:00.
+    given = series(
+        "day", "2026-10-24", "2026-10-27",
+        {"2026-10-24T22:00:00+00:00": (5, "18.00"), "2026-10-26T23:00:00+00:00": (2, "3.50")},
+    )  # fmt: skip
+    assert told(figures.redemptions(given)) == [
+        ("24 Oct 2026", ["0"]), ("25 Oct 2026", ["5"]), ("26 Oct 2026", ["0"]),
+        ("27 Oct 2026", ["2"]),
+    ]  # fmt: skip
+    assert [row.values for row in figures.discounts(given).rows] == [
+        ["0"], ["18.00"], ["0"], ["3.50"],
+    ]  # fmt: skip
+    at = [row.at for row in figures.discounts(given).rows]
+    assert [later - earlier for earlier, later in itertools.pairwise(at)] == [86_400] * 3
+
+
+def test_weeks_begin_on_monday() -> None:
+    given = series("week", "2026-11-12", "2026-11-23", {"2026-11-15T23:00:00+00:00": (3, "1.00")})
+    assert told(figures.redemptions(given)) == [
+        ("9 Nov 2026", ["0"]), ("16 Nov 2026", ["3"]), ("23 Nov 2026", ["0"]),
+    ]  # fmt: skip
+
+
+def test_today_is_held_against_yesterday_by_the_minute() -> None:
+    given = series(
+        "minute", "2026-11-22", "2026-11-23",
+        {
+            "2026-11-22T12:30:00+00:00": (4, "10.00"),
+            "2026-11-22T12:31:00+00:00": (1, "0.10"),
+            "2026-11-22T20:00:00+00:00": (9, "90.00"),
+            "2026-11-23T06:15:00+00:00": (2, "5.00"),
+        },
+    )  # fmt: skip
+    now = datetime(2026, 11, 23, 12, 30, 59, tzinfo=UTC)
+    found = figures.today(given, now, 2)
+    assert (found.now, found.then, bytes(found.discount_then)) == (2, 4, b"10.00")
+    by_hour = dict(told(found.chart))
+    assert by_hour["by 08:00"] == ["2", "0"]
+    assert by_hour["by 14:00"] == ["2", "5"]
+    # What is still to come today is not drawn.
+    assert by_hour["by 15:00"] == ["", "5"] and by_hour["by 24:00"] == ["", "14"]
