@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
 from litestar import Request, get
 from litestar.response import Response
 from prometheus_client import (
@@ -107,11 +108,44 @@ def count(event: str, amount: int = 1) -> None:
 
 def text() -> bytes:
     """Return all counters of all workers in Prometheus' text form."""
+    return generate_latest(_registry())
+
+
+def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
+        return REGISTRY
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return registry
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """Requests of some routes since the start: how many by status, and how many took up to what.
+
+    `within`: pairs of a bound in seconds and how many took no longer.
+    """
+
+    by_status: dict[int, int]
+    within: list[tuple[float, int]]
+
+
+def tally(routes: Sequence[str]) -> Tally:
+    """Add up the counters of some routes, of all workers. Cost: under a millisecond a worker."""
+    by_status: dict[int, int] = {}
+    within: dict[float, int] = {}
+    for family in _registry().collect():
+        if family.name not in ("vauchflow_requests", "vauchflow_request_seconds"):
+            continue
+        for sample in family.samples:
+            if sample.labels.get("route") not in routes:
+                continue
+            if sample.name == "vauchflow_requests_total":
+                status = int(sample.labels["status"])
+                by_status[status] = by_status.get(status, 0) + int(sample.value)
+            elif sample.name == "vauchflow_request_seconds_bucket":
+                bound = float(sample.labels["le"])
+                within[bound] = within.get(bound, 0) + int(sample.value)
+    return Tally(by_status, sorted(within.items()))
 
 
 def gauges(found: Sequence[verifications.Verification]) -> bytes:

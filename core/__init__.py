@@ -29,6 +29,7 @@ operations
   validations     would a redemption work? taking nothing
   quotes          pricing what goes beyond plain terms: order, rules, budgets
   crowds          a sold-out voucher's crowd, answered from Redis
+  sale_checks     what a sale depends on before it opens, and what its books say afterwards
   flash_sales     sales: make, show, open, pause, close, change
   customer_tokens  what a shop signs so that a browser may claim
   receipts        proof of a fast win, and what becomes of it when Redis lost the win

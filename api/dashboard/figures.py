@@ -18,7 +18,7 @@ SPAN: Final = 30
 # A chart of more days than this has weeks.
 DAYS_SHOWN_MAX: Final = 120
 
-Grain = Literal["hour", "day", "week"]
+Grain = Literal["second", "hour", "day", "week"]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -180,3 +180,34 @@ def _owed(report: Liability, account: Any) -> Chart:
         says=f"{pages.amount(account.closing, account.currency)} at the end, "
         f"{pages.amount(account.opening, account.currency)} when these days began.",
     )  # fmt: skip
+
+
+# Of a longer sale than this no second is seen any more; its minutes are in the API.
+SECONDS_SHOWN_MAX: Final = 900
+
+
+def by_second(series: Series) -> list[Chart]:
+    """Draw what a sale sold in each second, from the first win on; nothing where seconds are gone.
+
+    Seconds are kept for some weeks.
+    """
+    if not series.points:
+        return []
+    zone = ZoneInfo(series.time_zone)
+    sold = {int(point.at.timestamp()): point.redeemed for point in series.points}
+    first, last = min(sold), max(sold)
+    shown = range(first, min(last, first + SECONDS_SHOWN_MAX) + 1)
+    rows = [
+        Row(
+            _clock(datetime.fromtimestamp(second, zone)),
+            f"{datetime.fromtimestamp(second, zone):%H:%M:%S}", [str(sold.get(second, 0))],
+        )
+        for second in shown
+    ]  # fmt: skip
+    return [
+        Chart(
+            id="chart-second", title="Sold, second by second", unit="units", grain="second",
+            kind="bars", columns=["Sold"], rows=rows,
+            says=f"{max(sold.values()):,} in the busiest second, from {rows[0].label} on.",
+        )
+    ]  # fmt: skip

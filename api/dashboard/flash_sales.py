@@ -3,16 +3,20 @@
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from litestar import Request, get, post
 from litestar.response import Response
 
-from api.dashboard import forms, visits
+from api import metrics
+from api.dashboard import figures, forms, visits
 from api.dashboard.forms import Field
 from api.dashboard.visits import Visit
-from core import db, flash_sales, ids, verifications
+from core import analytics, db, flash_sales, ids, sale_checks, verifications
+from core.analytics import Asked
 from core.errors import Fault, NotFound, Refusal
-from core.flash_sales import FlashSale, FlashSalePatch, NewFlashSale
+from core.flash_sales import FlashSale, FlashSalePatch, NewFlashSale, SaleRow
+from core.sale_checks import Check
 
 Req = Request[Any, Any, Any]
 
@@ -99,16 +103,49 @@ async def create(request: Req, project: str) -> Response[bytes]:
 
 @get("/dashboard/{project:str}/flash-sales/{sale:str}", operation_id="dashboard.flash_sales.show")
 async def show(request: Req, project: str, sale: str) -> Response[bytes]:
-    """Show a sale as it sells."""
+    """Show a sale: what it depends on before it opens, how it sells, what the books say after."""
     visit = await visits.begun(request, project)
-    one = await _shown(visit, _id_of(sale))
+    row = await visit.desk.read(visit.caller.project_id, _id_of(sale))
+    one = await flash_sales.show(visit.desk.redis, row, visit.caller)
+    return visit.page(
+        "flash_sale.html", title=one.name, one=one, at=datetime.now(UTC), tally=_tally(),
+        checks=await _before(visit, row, one), stock=_stock(one), **await _after(visit, row, one),
+    )  # fmt: skip
+
+
+def _stock(one: FlashSale) -> Field:
+    return Field("stock", "Stock", "number", required=True, value=str(one.stock))
+
+
+def _tally() -> metrics.Tally:
+    return metrics.tally(("claim", "redeem"))
+
+
+async def _before(visit: Visit, row: SaleRow, one: FlashSale) -> list[Check]:
+    if one.status not in ("scheduled", "paused"):
+        return []
+    async with visit.reading() as conn:
+        return await sale_checks.before(conn, visit.desk.redis, row)
+
+
+async def _after(visit: Visit, row: SaleRow, one: FlashSale) -> dict[str, Any]:
+    """Return what a sale that is over came to: its settlement, and how it sold by the second."""
     async with visit.reading() as conn:
         looks = await verifications.latest(conn)
-    return visit.page(
-        "flash_sale.html", title=one.name, one=one, looks=looks, at=datetime.now(UTC),
-        looked_at=_latest(looks), violations=sum(look.violations for look in looks),
-        stock=Field("stock", "Stock", "number", required=True, value=str(one.stock)),
-    )  # fmt: skip
+        told: dict[str, Any] = {
+            "looks": looks, "looked_at": _latest(looks), "settlement": None, "charts": [],
+            "violations": sum(look.violations for look in looks),
+        }  # fmt: skip
+        if one.status not in ("closed", "settled") or one.lag:
+            return told
+        settlement = await sale_checks.after(conn, visit.caller, row)
+        told["settlement"] = settlement
+        if settlement.first_at is not None:
+            day = settlement.first_at.astimezone(ZoneInfo(visit.zone)).date()
+            asked = Asked(from_day=day, to_day=day, unit="second")
+            series = await analytics.of_sale(conn, visit.caller, one.id, asked)
+            told["charts"] = figures.by_second(series)
+    return told
 
 
 def _latest(looks: list[verifications.Verification]) -> datetime | None:
@@ -123,7 +160,9 @@ async def live(request: Req, project: str, sale: str) -> Response[bytes]:
     """Return the figures of a sale alone, for the page that watches it."""
     visit = await visits.begun(request, project)
     one = await _shown(visit, _id_of(sale))
-    return visit.page("flash_sale_figures.html", title=one.name, one=one, at=datetime.now(UTC))
+    return visit.page(
+        "flash_sale_figures.html", title=one.name, one=one, at=datetime.now(UTC), tally=_tally()
+    )
 
 
 @post(

@@ -1,6 +1,5 @@
 """The dashboard in a real browser: what people do, what they see, and what everybody can use."""
 
-import concurrent.futures
 import json
 import re
 import subprocess
@@ -11,9 +10,6 @@ from playwright.sync_api import Browser, Page, expect
 from bench.product import Product
 from tests.browser import tour
 from tests.browser.chromium import AXE
-
-STOCK = 600
-CLAIMS = 900
 
 
 def test_from_the_sign_up_to_the_first_redemption(desk: Page, product: Product) -> None:
@@ -80,36 +76,6 @@ def test_a_campaign_with_rules_is_made_by_keyboard_alone(desk: Page, product: Pr
         "25 % off where the order’s value is at least 40.00 and the customer being new is yes "
         "and the day of the week is one of sat, sun."
     )
-
-
-def test_a_sale_is_watched_as_it_sells_out(desk: Page, product: Product) -> None:
-    root = tour.log_in(desk, product)
-    desk.goto(f"{root}/flash-sales/new")
-    desk.get_by_label("Name").fill("Watched")
-    desk.get_by_label("Stock").fill(str(STOCK))
-    desk.get_by_label("Value", exact=False).first.fill("50")
-    desk.get_by_role("button", name="Create").click()
-    desk.get_by_role("button", name="Open now").click()
-    expect(desk.locator("#left")).to_have_text(str(STOCK))
-    sale_id = desk.url.rpartition("/")[2].partition("?")[0]
-
-    def claim(n: int) -> int:
-        body = {"customer_id": f"c{n}", "order_value": 10}
-        return product.ask("POST", f"/v1/flash-sales/{sale_id}/claim", body, key=f"k{n}")[0]
-
-    with concurrent.futures.ThreadPoolExecutor(8) as crowd:
-        answers = [crowd.submit(claim, n) for n in range(CLAIMS)]
-        # The page follows by itself, and asks for the buttons anew when the state changes.
-        expect(desk.locator("#left")).to_have_text("0", timeout=20_000)
-        statuses = [answer.result() for answer in answers]
-    assert statuses.count(200) == STOCK and statuses.count(409) == CLAIMS - STOCK
-    expect(desk.locator("#sold")).to_have_text(str(STOCK))
-    desk.once("dialog", lambda question: question.accept())
-    desk.get_by_role("button", name="Close").click()
-    sale = product.wait_for_lag_0(sale_id, 20.0)
-    told = f"{sale['claimed']} of {STOCK} units sold, {STOCK} of them in the ledger"
-    expect(desk.locator(".sentence")).to_contain_text(told, timeout=20_000)
-    assert product.verify()[0] == 0
 
 
 def test_what_cannot_be_undone_is_asked_first(

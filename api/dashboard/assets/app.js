@@ -27,47 +27,79 @@ document.addEventListener("click", (event) => {
 });
 
 // ---- a sale as it sells: one point for each look at it
-const stockChart = document.getElementById("stock-chart");
-if (stockChart) {
+const stockRows = document.getElementById("stock-rows");
+if (document.getElementById("figures")) {
   const KEPT_MAX = 900; // a quarter of an hour of seconds
-  const seen = { at: [], left: [], sold: [], lag: [] };
-  let plot = null;
-  let peak = 0;
-  const look = () => {
-    const now = document.getElementById("figures").dataset;
-    const last = seen.at.length - 1;
-    const at = Number(now.at);
-    const sold = Number(now.claimed);
-    const rate = last < 0 ? null : Math.max(0, (sold - seen.sold[last]) / (at - seen.at[last]));
-    for (const [list, value] of [[seen.at, at], [seen.left, Number(now.remaining)], [seen.sold, sold], [seen.lag, Number(now.lag)]]) {
-      list.push(value);
-      if (list.length > KEPT_MAX) list.shift();
-    }
-    if (rate !== null) {
-      peak = Math.max(peak, rate);
-      document.getElementById("rate").textContent = Math.round(rate).toLocaleString("en");
-      document.getElementById("peak").textContent = `peak ${Math.round(peak).toLocaleString("en")}`;
-    }
-    const row = document.createElement("tr");
-    for (const text of [new Date(at * 1000).toLocaleTimeString("en-GB"), now.remaining, now.claimed, rate === null ? "–" : Math.round(rate), now.lag]) {
+  const ROWS_MAX = 60;
+  // What was seen outlives the page's being loaded anew when the sale changes its state.
+  const kept = JSON.parse(sessionStorage.getItem(location.pathname) || "null");
+  sessionStorage.removeItem(location.pathname);
+  const seen = kept?.seen ?? { at: [], left: [], sold: [], wins: [], refused: [] };
+  const lines = kept?.lines ?? [];
+  let before = null;
+  let peak = kept?.peak ?? 0;
+  let plots = null;
+  const whole = (value) => Math.round(value).toLocaleString("en");
+  const tell = (id, text) => { const place = document.getElementById(id); if (place) place.textContent = text; };
+
+  // How long 99 of 100 requests since the look before took at most, of what is counted by bounds.
+  function quickness(now, then) {
+    const counts = now.map(([bound, count], index) => [bound, count - (then[index]?.[1] ?? 0)]);
+    const all = counts.length ? counts[counts.length - 1][1] : 0;
+    if (all <= 0) return "–";
+    const [bound] = counts.find(([, count]) => count >= 0.99 * all);
+    return Number.isFinite(bound) ? `${bound * 1000} ms` : "more than 5 s";
+  }
+
+  function row(texts) {
+    const line = document.createElement("tr");
+    for (const text of texts) {
       const cell = document.createElement("td");
       cell.textContent = text;
-      if (row.children.length) cell.className = "n";
-      row.append(cell);
+      if (line.children.length) cell.className = "n";
+      line.append(cell);
     }
-    const rows = document.getElementById("stock-rows");
-    rows.prepend(row);
-    while (rows.children.length > 60) rows.lastChild.remove();
-    const data = [seen.at, seen.left, seen.sold];
-    if (plot) plot.setData(data);
-    else plot = charts.draw(stockChart, ["Left", "Sold"], data, { grain: "second", unit: "units" });
-  };
+    return line;
+  }
+
+  function look() {
+    const { at, claimed, remaining, lag, refused, within } = document.getElementById("figures").dataset;
+    // JSON has no infinity.
+    const now = { at: Number(at), sold: Number(claimed), left: Number(remaining), refused: Number(refused), within: JSON.parse(within.replaceAll("Infinity", "1e999")) };
+    const rate = (name) => (before ? Math.max(0, (now[name] - before[name]) / (now.at - before.at)) : null);
+    const wins = rate("sold");
+    const refusals = rate("refused");
+    const quick = before ? quickness(now.within, before.within) : "–";
+    const point = { at: now.at, left: now.left, sold: now.sold, wins, refused: refusals };
+    for (const [name, list] of Object.entries(seen)) { list.push(point[name]); if (list.length > KEPT_MAX) list.shift(); }
+    if (before) {
+      peak = Math.max(peak, wins);
+      tell("rate", whole(wins));
+      tell("peak", `peak ${whole(peak)}`);
+      tell("refusals", whole(refusals));
+      tell("quick", quick);
+    }
+    before = now;
+    if (!stockRows) return;
+    lines.push([new Date(now.at * 1000).toLocaleTimeString("en-GB"), whole(now.left), whole(now.sold), wins === null ? "–" : whole(wins), refusals === null ? "–" : whole(refusals), whole(Number(lag)), quick]);
+    if (lines.length > ROWS_MAX) lines.shift();
+    stockRows.replaceChildren(...lines.map(row).reverse());
+    const left = [seen.at, seen.left];
+    const rates = [seen.at, seen.wins, seen.refused];
+    if (plots) { plots[0].setData(left); plots[1].setData(rates); }
+    else if (window.uPlot) plots = [
+      charts.draw(document.getElementById("stock-chart"), ["Left"], left, { unit: "units" }),
+      charts.draw(document.getElementById("rate-chart"), ["Sold a second", "Refused a second"], rates, {}),
+    ];
+  }
   look();
   const opened = document.getElementById("figures").dataset.status;
   document.body.addEventListener("htmx:afterSwap", () => {
     look();
-    // The buttons and the settlement belong to the state.
-    if (document.getElementById("figures").dataset.status !== opened) window.location.reload();
+    // The buttons, the charts and the settlement belong to the state.
+    if (document.getElementById("figures").dataset.status === opened) return;
+    sessionStorage.setItem(location.pathname, JSON.stringify({ seen, lines, peak }));
+    window.location.reload();
   });
 }
 
