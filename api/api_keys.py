@@ -219,6 +219,7 @@ async def rotate(request: Req, id: str) -> Response[bytes]:
 async def revoke(request: Req, id: str) -> Response[bytes]:
     """Revoke a key; it stops working everywhere within a second."""
     caller = await auth.secret_caller(request)
+    await bodies.received_nothing(request)
     async with idempotency.write(request, caller) as work:
         if not work.is_done:
             work.answer(200, shown(await api_keys.revoke(work.conn, caller, id)))

@@ -108,7 +108,7 @@ async def _pieced_together(receive: Receive, bytes_max: int) -> bytes:
 
 
 def cut_off() -> Invalid:
-    """Return the fault of a body that ends before it should; nobody is left to read it."""
+    """Return the fault of a body that ends before it should, or comes in chunks that are none."""
     return Invalid("The request ended before its body did.")
 
 

@@ -156,6 +156,7 @@ class Doors:
                 "away": self._around_id(Unavailable("Nothing was applied: the server is ending.")),
                 "unknown": self._around_id(OutcomeUnknown()),
                 "slow": self._around_id(bodies.too_slow()),
+                "cut": self._around_id(bodies.cut_off()),
             },
             PLAIN_QUEUE_MAX,
             CLAIM_WAIT_MS,

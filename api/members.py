@@ -67,6 +67,7 @@ async def set_role(request: Req, id: str, user: str) -> Response[bytes]:
 async def remove(request: Req, id: str, user: str) -> Response[bytes]:
     """Take a person out of a project; the last owner stays."""
     place = await auth.place(request, id)
+    await bodies.received_nothing(request)
     async with idempotency.write(request, place.caller) as work:
         if not work.is_done:
             await members.remove(work.conn, place.caller, place.role, user)
@@ -114,6 +115,7 @@ async def invite(request: Req, id: str) -> Response[bytes]:
 async def revoke(request: Req, id: str, invitation: str) -> Response[bytes]:
     """Take an invitation back; its link is worth nothing from now on."""
     place = await auth.place(request, id)
+    await bodies.received_nothing(request)
     async with idempotency.write(request, place.caller) as work:
         if not work.is_done:
             work.answer(200, await members.revoke(work.conn, place.caller, place.role, invitation))

@@ -187,6 +187,7 @@ def _place(one: sessions.LoggedIn, session: Session) -> LoggedIn:
 async def end_session(request: Req, id: str) -> Response[bytes]:
     """Log this person out somewhere."""
     session = await auth.session_of(request)
+    await bodies.received_nothing(request)
     await sessions.end(request.app.state.services.database, session, id)
     return answers.ok(LoggedOut())
 

@@ -1,5 +1,6 @@
 //! What the listener does not answer itself: handed on, as it came, to the server behind it.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, Uri, Version};
-use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tower_service::Service;
@@ -42,8 +43,24 @@ pub type Body = Either<Incoming, Full<Bytes>>;
 pub enum Failure {
     /// Nobody listens there: nothing was sent.
     NotSent,
+    /// The request's body ended early, or its chunks are none.
+    CutOff,
     /// It was sent, wholly or in part.
     Unanswered,
+}
+
+impl Failure {
+    fn of(error: &Error) -> Self {
+        // Of all that can fail, only a request's own body is the user's.
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<hyper::Error>());
+        if error.is_connect() {
+            Self::NotSent
+        } else if cause.is_some_and(hyper::Error::is_user) {
+            Self::CutOff
+        } else {
+            Self::Unanswered
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -75,12 +92,7 @@ impl Upstream {
         strip(&mut head.headers);
         head.headers.insert(PEER, peer.clone());
         let sent = self.client.request(Request::from_parts(head, body)).await;
-        let mut response =
-            sent.map_err(
-                |error| {
-                    if error.is_connect() { Failure::NotSent } else { Failure::Unanswered }
-                },
-            )?;
+        let mut response = sent.map_err(|error| Failure::of(&error))?;
         strip(response.headers_mut());
         Ok(response)
     }

@@ -54,7 +54,12 @@ impl Hot for Echo {
     }
 
     fn failed(&self, failure: Failure) -> Response<Full<Bytes>> {
-        text(if failure == Failure::NotSent { 503 } else { 504 }, "failed")
+        let status = match failure {
+            Failure::NotSent => 503,
+            Failure::CutOff => 400,
+            Failure::Unanswered => 504,
+        };
+        text(status, "failed")
     }
 }
 

@@ -54,9 +54,10 @@ class Api:
     """The running API and what a test may look at behind it."""
 
     def __init__(
-        self, settings: Settings, owner_url: str, log_path: Path, environ: dict[str, str]
+        self, settings: Settings, owner_url: str, log_path: Path, environ: dict[str, str], pid: int
     ) -> None:
         self.settings = settings
+        self.pid = pid
         self.owner_url = owner_url
         self.environ = environ
         self.base_url = settings.base_url
@@ -128,7 +129,7 @@ def api(servers: Servers, template_url: str) -> Iterator[Api]:
             )  # fmt: skip
             try:
                 wait_until_ready(settings.base_url, process, log_path)
-                running = Api(settings, url, log_path, environ)
+                running = Api(settings, url, log_path, environ, process.pid)
                 yield running
                 running.close()
             finally:

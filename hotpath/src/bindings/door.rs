@@ -138,6 +138,8 @@ struct Problems {
     unknown: Problem,
     /// 400: the body did not arrive.
     slow: Problem,
+    /// 400: the body ended before it should.
+    cut: Problem,
 }
 
 /// What all requests of a worker share.
@@ -328,6 +330,7 @@ impl Hot for Shared {
             Failure::NotSent => {
                 self.problem(StatusCode::SERVICE_UNAVAILABLE, &self.problems.away, &id)
             }
+            Failure::CutOff => self.problem(StatusCode::BAD_REQUEST, &self.problems.cut, &id),
             Failure::Unanswered => self.unknown(&id),
         }
     }
