@@ -13,6 +13,7 @@ from typing import Any, Final
 import structlog
 from granian._granian import RSGIProtocolClosed, RSGIProtocolError
 
+from api.bodies import DISCARD_BYTES_MAX
 from api.errors import Answer
 from api.streams import Gone, Pipe
 
@@ -35,8 +36,7 @@ def header(headers: Any, name: str) -> bytes | None:
     return bytes(value.encode())
 
 
-# The largest ordinary request, and as long as one takes from a process on the same machine.
-DISCARD_BYTES_MAX: Final = 65_536
+# As long as the listener, on the same machine, takes to hand over what it has of a large body.
 DISCARD_S_MAX: Final = 1.0
 
 
@@ -67,7 +67,7 @@ class Body:
         return {"type": "http.request", "body": chunk, "more_body": True}
 
     async def discard(self) -> None:
-        """Read what is left of an ordinary body, so that its connection can carry the next one."""
+        """Read what is left: who still sends when the connection closes would hear no answer."""
         read = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DISCARD_S_MAX):
