@@ -51,6 +51,8 @@ the nouns
   audit_log       /v1/audit-log, and as a table
   webhooks        /v1/webhooks
   analytics       /v1/analytics
+  fraud           /v1/fraud/rules and …/alerts, /v1/analytics/fraud
+  blocks          /v1/fraud/blocks
   usage           /v1/usage
   billing         /v1/billing
   health          /healthz and /readyz

@@ -230,6 +230,8 @@ class Doors:
         if decided.outcome in _ENDS_PLAIN:
             self._plain.forget(subject.voucher_id)
         answered = await self._redeemer.after_redeem(caller, subject, new, decided)
+        if isinstance(answered, Refusal):
+            self._note(caller, call, new, answered.code)
         return None if answered is None else self._answer(answered, call)
 
     async def redeem(self, call: HotCall) -> Answer:
@@ -237,8 +239,14 @@ class Doors:
         caller, new, key = await self._read(call)
         # Most codes are redeemed once: only who comes back is worth learning.
         is_known = self._redeemer.knows(caller, call.name)
-        async with self._room(caller, self._redeemer.live_of_code(caller, call.name)):
-            answered = await self._redeemer.redeem(caller, call.name, new, key)
+        try:
+            async with self._room(caller, self._redeemer.live_of_code(caller, call.name)):
+                answered = await self._redeemer.redeem(caller, call.name, new, key)
+        except NotFound as fault:
+            self._note(caller, call, new, fault.code)
+            raise
+        if isinstance(answered, Refusal):
+            self._note(caller, call, new, answered.code)
         if is_known:
             self._learn(call, caller, None)
         return self._answer(answered, call)
@@ -253,6 +261,8 @@ class Doors:
             await self._check_browser(caller, sale_id, new)
         async with self._room(caller, self._redeemer.live_of_sale(caller, sale_id)):
             answered = await self._redeemer.claim(caller, sale_id, new, key)
+        if isinstance(answered, Refusal):
+            self._note(caller, call, new, answered.code)
         self._learn(call, caller, sale_id)
         return self._answer(answered, call)
 
@@ -380,7 +390,17 @@ class Doors:
         require_scope(caller, REDEEM_SCOPE)
         require_origin(caller, call.origin)
         bodies.check_media_type(call.content_type)
-        return caller, bodies.decode(call.raw, NewRedemption), key_of(call.idempotency_key)
+        new = bodies.decode(call.raw, NewRedemption)
+        if new.context is not None:
+            require_secret(caller)
+            new = self._services.contexts.hidden(caller.project_id, new)
+        return caller, new, key_of(call.idempotency_key)
+
+    def _note(self, caller: Caller, call: HotCall, new: NewRedemption, reason: str) -> None:
+        """Keep what was refused for the fraud rules."""
+        self._services.signals.note(
+            caller.project_id, reason, call.name, new.customer_id, new.context
+        )
 
     def _answer(self, answered: Redemption | Refusal, call: HotCall) -> Answer:
         if isinstance(answered, Redemption):

@@ -23,6 +23,8 @@ async def create(request: Req) -> Response[bytes]:
     """Keep one use of a code for a checkout, 15 minutes unless said otherwise."""
     caller = await auth.secret_caller(request)
     raw, new = await bodies.received(request, NewHold)
+    services: Services = request.app.state.services
+    new = services.contexts.hidden(caller.project_id, new)
     async with idempotency.write(request, caller, raw) as work:
         if not work.is_done:
             work.answer(201, await holds.create(work.conn, caller, new))

@@ -12,6 +12,7 @@ import msgspec
 from api.errors import Answer, Problems
 from core.api_keys import Caller, KeyCache
 from core.attributions import People
+from core.contexts import Contexts
 from core.db import STATEMENT_CACHE_SIZE, Database
 from core.endings import end
 from core.errors import OutcomeUnknown, Unavailable
@@ -24,6 +25,7 @@ from core.rate_limits import DRAW_TIMEOUT_S, DRAWS_MAX, Limiter
 from core.receipts import Signer
 from core.reports import Desk
 from core.settings import Settings
+from core.signals import Signals
 from core.usage import Meter, Ticket
 
 
@@ -97,11 +99,13 @@ class Services:
         self.receipts = Signer(settings.secret)
         self.vault = Vault(settings.secret)
         self.people = People(settings.secret)
+        self.contexts = Contexts(settings.secret)
         self.database: Database
         self.keys: KeyCache
         self.meter: Meter
         self.limiter: Limiter
         self.reports: Desk
+        self.signals: Signals
         self.doors: HotDoors | None = None
         self.is_draining = False
         self.mailer = Mailer(settings)
@@ -109,6 +113,7 @@ class Services:
         self._mailing: asyncio.Task[None] | None = None
         self._metering: asyncio.Task[None] | None = None
         self._limiting: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
@@ -133,6 +138,8 @@ class Services:
         )  # fmt: skip
         self.limiter = Limiter(self._rates)
         self._limiting = asyncio.create_task(self.limiter.run())
+        self.signals = Signals(self.database, self.contexts)
+        self._noting = asyncio.create_task(self.signals.run())
         if self.doors is not None:
             await self.doors.start()
 
@@ -160,4 +167,8 @@ class Services:
         if self._limiting is not None:
             await end(self._limiting)
             await self._rates.aclose()
+        if self._noting is not None:
+            await end(self._noting)
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                await self.signals.flush()
         await self.database.close()

@@ -102,6 +102,7 @@ async def create(request: Req) -> Response[bytes]:
     raw, new = await bodies.received(request, NewCheckout)
     asker = asker_of(request, caller)
     services: Services = request.app.state.services
+    new = services.contexts.hidden(caller.project_id, new)
     async with (
         lookups.counted(services.database, asker),
         services.meter.room_for_redemptions(caller, len(new.codes)),

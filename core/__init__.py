@@ -57,6 +57,9 @@ operations
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
   analytics       figures, kept from events
+  detections      the fraud rules at work, behind every redemption, and tried on past days
+  fraud           what they found, what was decided about it, and the rules of a project
+  blocks          who and what may not redeem
   credentials     passwords changed or forgotten, second factors given and taken
   people          who has an account: sign up, log in
   members         who is in a project, as what, and who was asked
@@ -77,8 +80,10 @@ operations
 floors that know no noun
   shared_commits  concurrent redeems become one commit, of small vouchers together
   idempotency     the stored answers of writes
+  signals         what was refused, to whom, written down once a second
   db              PostgreSQL: the only floor that speaks asyncpg; named statements in db/sql
   hot             Redis: the contract of a flash claim, its backends, and what steers a lease
+  contexts        where a redemption comes from, as keyed hashes
   seats           a worker's place on its node, and the marks kept there
   shapes          types of request members that several nouns share
   mails           to people, by SMTP or into the log

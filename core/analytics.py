@@ -237,8 +237,7 @@ async def _series(
     schedules.check_time_zone(zone, field="time_zone")
     if asked.unit == "second" and prefix != "fls":
         raise Invalid("unit second is for flash sales", field="unit")
-    today = date.fromisoformat(await db.value(conn, "analytics.today", str, time_zone=zone))
-    to_day = asked.to_day or today
+    to_day = asked.to_day or await today(conn, zone)
     days = min(30, DAYS_MAX[asked.unit])
     from_day = asked.from_day or to_day - timedelta(days=days - 1)
     days = (to_day - from_day).days + 1
@@ -257,6 +256,11 @@ async def _series(
         "previous": Sums(**_shown(_total(previous), caller.exponent)),
         "points": [Point(at=row.at, **_shown(row, caller.exponent)) for row in rows],
     }  # fmt: skip
+
+
+async def today(conn: db.Connection, zone: str) -> date:
+    """Return the day it is in a time zone."""
+    return date.fromisoformat(await db.value(conn, "analytics.today", str, time_zone=zone))
 
 
 async def _rows(

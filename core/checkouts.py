@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import customers, db, ids, quotes, redemptions
+from core import contexts, customers, db, ids, quotes, redemptions
 from core.api_keys import Caller
 from core.errors import IdempotencyMismatch, Invalid, NotFound, OutcomeUnknown, Refusal, Unavailable
 from core.gift_cards import ledger
@@ -376,7 +376,7 @@ def _params(
         "customer_id": new.customer_id,
         "order_id": new.order_id,
         "order_value": request.order_value_minor,
-        "metadata": _encode(new.metadata).decode() if new.metadata else None,
+        "metadata": contexts.stored(new.metadata, new.context),
         "fingerprint": digest,
         "vouchers": [one.terms.voucher_id for one in quoted],
         "versions": [one.terms.terms_version for one in quoted],

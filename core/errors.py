@@ -59,6 +59,7 @@ REFUSALS: Final = _register(
         ("sale_over", "The sale is closed for good; make another one."),
         ("sale_not_open", "The sale is not open, so that cannot be done with it."),
         ("voucher_in_sale", "A flash sale holds this voucher; end the sale first."),
+        ("blocked", "The customer, code, address or device is on the project's block list."),
         ("cannot_arm", "Redis is not set up to keep a fast sale's promise; the reason is named."),
     ]
 )

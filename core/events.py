@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from core import db, ids
+from core import contexts, db, fraud, ids
 from core.api_keys import Caller
 from core.errors import NotFound, OutcomeUnknown, Unavailable
 from core.rules import money
@@ -20,7 +20,7 @@ from core.rules import money
 # The subject of a type's events is an object of that noun.
 _PREFIXES: Final[dict[str, ids.Prefix]] = {
     "voucher": "vch", "campaign": "cmp", "batch": "bat", "redemption": "rdm",
-    "gift_card": "gft", "referral": "rfa", "flash_sale": "fls",
+    "gift_card": "gft", "referral": "rfa", "flash_sale": "fls", "fraud": "fra",
 }  # fmt: skip
 
 TYPES: Final[dict[str, str]] = {
@@ -60,6 +60,7 @@ TYPES: Final[dict[str, str]] = {
     "flash_sale.sold_out": "Nothing of its stock is left; told again after more stock.",
     "flash_sale.closed": "It is over; what was won may still be on its way into the books.",
     "flash_sale.released": "Numbers that were written off are sold again.",
+    "fraud.alert": "A rule found something suspicious; once for a subject and window.",
     "webhook.test": "Somebody asked for an example; it comes as the type it is one of.",
     "flash_sale.settled": "All of a lease's wins are in the books. After Redis lost data the sale "
     "goes on under another lease, which settles, too.",
@@ -67,6 +68,8 @@ TYPES: Final[dict[str, str]] = {
 """Every type there is, and when it is told."""
 
 NOUNS: Final = frozenset(name.partition(".")[0] for name in TYPES)
+
+ALERT: Final = "fraud.alert"
 
 TEST: Final = "webhook.test"
 """What an example is stored as; it is shown and sent as the type it is one of."""
@@ -205,7 +208,20 @@ async def show(
             lease_ids=[lease_id for lease_id, _ in wanted], seqs=[seq for _, seq in wanted],
         )  # fmt: skip
         told = {(one.lease_id, one.seq): one for one in rows}
-    return [_event(row, place, told, caller) for row, place in found]
+    alerts = {row.subject for row, _ in found if row.type == ALERT}
+    seen = await fraud.of_ids(conn, caller, alerts) if alerts else {}
+    return [
+        _alert_event(row, seen[row.subject]) if row.subject in seen
+        else _event(row, place, told, caller)
+        for row, place in found
+    ]  # fmt: skip
+
+
+def _alert_event(row: Stored, alert: fraud.Alert) -> Event:
+    """Say what an alert says by now: whom it is about stays where it can be erased."""
+    names = ("rule", "subject", "score", "reasons", "action", "redemption_ids", "at")
+    data = {name: getattr(alert, name) for name in names}
+    return Event(ids.format_number("evt", row.id.int), row.type, row.at, alert.id, data)
 
 
 def _event(row: Stored, place: int, told: dict[tuple[UUID, int], _Told], caller: Caller) -> Event:
@@ -230,7 +246,7 @@ def _event(row: Stored, place: int, told: dict[tuple[UUID, int], _Told], caller:
         "order_value": money.json_amount(one.order_value_minor, caller.exponent),
         "discount_applied": money.json_amount(one.discount_minor, caller.exponent),
         "currency": caller.currency,
-        "metadata": one.metadata or {},
+        "metadata": contexts.without(one.metadata) or {},
         "redeemed_at": one.redeemed_at,
     }
     return Event(public_id, row.type, row.at, ids.format_id("vch", one.voucher_id), data)

@@ -14,7 +14,7 @@ import uuid_utils.compat
 Prefix = Literal[
     "vch", "cmp", "rdm", "gft", "gfe", "rfp", "rfc", "rfa",
     "fls", "cus", "seg", "key", "whk", "evt", "prj", "acc", "bat", "hld",
-    "usr", "ses", "inv", "aud", "dlv",
+    "usr", "ses", "inv", "aud", "dlv", "fra", "blk",
 ]  # fmt: skip
 
 # Crockford's base 32: no I, L, O, U.

@@ -18,7 +18,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 import core.db as db
-from core import ids, usage
+from core import blocks, ids, usage
 from core.errors import Refusal, Unavailable
 from core.hot import crowds, leases
 from core.hot.nodes import node_of
@@ -124,7 +124,9 @@ class Leases:
             if found.per_customer_limit is not None
             else ()
         )
-        await leases.arm(self.redis, facts, self.records(project_id, found.voucher_id), customers)
+        blocked = await blocks.of_lease(self.database, project_id, lease_id)
+        records = self.records(project_id, found.voucher_id)
+        await leases.arm(self.redis, facts, records, customers, blocked)
         async with self.database.transaction(project_id) as conn:
             await db.run(conn, "flash_sales.lease_open", project_id=project_id, lease_id=lease_id)
 

@@ -41,6 +41,7 @@ _CLAIM_REFUSALS: Final = {
     Outcome.NOT_STARTED: "not_started",
     Outcome.ENDED: "ended",
     Outcome.PAUSED: "paused",
+    Outcome.BLOCKED: "blocked",
 }
 # What a sale that is not open answers to a claim.
 _PHASE_REFUSALS: Final = {

@@ -12,8 +12,9 @@ from uuid import UUID
 import msgspec
 
 import core.db as db
-from core import idempotency, ids
+from core import contexts, idempotency, ids
 from core.api_keys import Caller
+from core.contexts import Told
 from core.errors import IdempotencyMismatch, Invalid, NotFound, Refusal, Unavailable
 from core.rules import codes, discounts, limits, money
 from core.rules.discounts import DealType
@@ -28,10 +29,11 @@ TERMS_REFUSE_S: Final = 1.0
 NO_REDEMPTION: Final = "There is no redemption with this id."
 
 
-class NewRedemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NewRedemption(Told, frozen=True, forbid_unknown_fields=True):
     """A request to redeem or claim, with `order_value`, the text of a JSON number, or `order`.
 
-    `customer_token`: what the shop signed, where a browser claims.
+    `customer_token`: what the shop signed, where a browser claims. `context` is no part of what a
+    retry is told by.
     """
 
     customer_id: str | None = None
@@ -130,6 +132,7 @@ _DETAILS: Final = {
     "not_started": "This voucher cannot be redeemed yet.",
     "ended": "This sale is over.",
     "paused": "This sale is paused.",
+    "blocked": "This customer, code or device may not redeem; ask the shop.",
 }
 
 
@@ -148,6 +151,8 @@ def checked(new: NewRedemption) -> NewRedemption:
             raise Invalid(f"{name} must have 1 to {REFERENCE_LENGTH_MAX} characters", field=name)
     if new.metadata:
         limits.check_metadata(new.metadata)
+        if not new.metadata.keys().isdisjoint(contexts.NAMES):
+            raise Invalid("metadata has a name that is taken; send context", field="metadata")
     if new.customer is not None:
         if new.customer_id is None:
             raise Invalid("customer_id is required with customer", field="customer_id")
@@ -191,7 +196,7 @@ def price(terms: Terms, new: NewRedemption, currency: str) -> Priced | Refusal:
             (new.customer_id, order_value, new.order_id, new.metadata)
             + (() if new.customer is None else (new.customer,)),
         ),
-        metadata=_encoder.encode(new.metadata).decode() if new.metadata else None,
+        metadata=contexts.stored(new.metadata, new.context),
     )
 
 
@@ -298,7 +303,7 @@ def from_row(caller: Caller, row: Row) -> Redemption:
         redeemed_at=iso_ms(row.redeemed_at),
         flash_sale_id=ids.format_id("fls", row.sale_id) if row.sale_id else None,
         campaign_id=ids.format_id("cmp", row.campaign_id) if row.campaign_id else None,
-        metadata=row.metadata or None,
+        metadata=contexts.without(row.metadata) or None,
         rolled_back_at=iso_ms(row.rolled_back_at) if row.rolled_back_at else None,
         rollback_reason=row.rollback_reason,
         order=row.detail.shown(caller.exponent) if row.detail else msgspec.UNSET,

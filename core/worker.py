@@ -21,13 +21,16 @@ from core import (
     attributions,
     batches,
     billing,
+    blocks,
     campaigns,
     conversions,
     deletions,
     deliveries,
+    detections,
     events,
     holds,
     publications,
+    signals,
     verifications,
 )
 from core.endings import end
@@ -76,16 +79,19 @@ async def run(settings: Settings) -> None:
     client = connect(settings.redis_url)
     desk = SaleDesk(database, client, settings)
     vault = Vault(settings.secret)
+    teller = blocks.Teller(database, client)
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))
     pooling = asyncio.create_task(publications.run(database))
     publishing = asyncio.create_task(deliveries.publish_forever(database))
     adding = asyncio.create_task(analytics.run(database))
+    suspecting = asyncio.create_task(detections.run(database))
     sending = asyncio.create_task(deliveries.Courier(database, settings).run())
     try:
         looks = 0
         while True:
             await look(desk)
+            await teller.look()
             await holds.sweep(database)
             await campaigns.keep_time(database)
             await ledger.sweep(database)
@@ -95,6 +101,7 @@ async def run(settings: Settings) -> None:
             await events.tell_what_time_brings(database)
             if looks % TIDY_EVERY == 0:
                 await tidy(database)
+                await blocks.forget(database)
                 await billing.finalize(database, billing.ByHand(), datetime.now(UTC))
             looks += 1
             await asyncio.sleep(LOOK_S)
@@ -104,6 +111,7 @@ async def run(settings: Settings) -> None:
         await end(pooling)
         await end(publishing)
         await end(adding)
+        await end(suspecting)
         await end(sending)
         await client.aclose()
         await database.close()
@@ -152,6 +160,7 @@ async def tidy(database: db.Database) -> None:
             await db.run(conn, "sessions.forget", keep=KEEP_SESSIONS)
         await deliveries.forget(database)
         await analytics.forget(database)
+        await signals.forget(database)
         await events.forget(database)
     except (Unavailable, OutcomeUnknown) as error:
         _log.warning("tidy_failed", error=str(error))

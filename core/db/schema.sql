@@ -1010,6 +1010,87 @@ CREATE TABLE vf.figures_mark (
 );
 
 -- ---------------------------------------------------------------------------------------------
+-- Fraud
+
+-- What a project changed of the rules (core/rules/fraud.py): those that are not in here are as they come.
+CREATE TABLE vf.fraud_rules (
+    project_id  uuid PRIMARY KEY REFERENCES vf.projects (id),
+    rules       jsonb NOT NULL,
+    version     bigint NOT NULL DEFAULT 1,
+    updated_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- What a rule found, once for a subject and window. subject: a customer, a code, the keyed hash of an address or device, or
+-- an id, as subject_kind says. observed, expected: the largest seen in that window, and where the rule begins.
+CREATE TABLE vf.fraud_alerts (
+    project_id      uuid NOT NULL REFERENCES vf.projects (id),
+    id              uuid NOT NULL,
+    rule            text NOT NULL,
+    subject_kind    text NOT NULL CHECK (subject_kind IN ('customer', 'code', 'address', 'device', 'campaign',
+                                                          'redemption')),
+    subject         text NOT NULL,
+    window_at       timestamptz NOT NULL,
+    at              timestamptz NOT NULL,
+    score           integer NOT NULL CHECK (score BETWEEN 1 AND 100),
+    observed        bigint NOT NULL,
+    expected        bigint NOT NULL,
+    reasons         jsonb NOT NULL,
+    redemption_ids  uuid[] NOT NULL DEFAULT '{}',
+    action          text NOT NULL CHECK (action IN ('alert', 'review', 'block')),
+    status          text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'acknowledged', 'dismissed', 'confirmed')),
+    note            text,
+    decided_by      text,
+    decided_at      timestamptz,
+    created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, id),
+    CONSTRAINT fraud_alerts_once UNIQUE (subject, rule, window_at, subject_kind, project_id),
+    CONSTRAINT fraud_alerts_decided CHECK ((status = 'open') = (decided_at IS NULL))
+);
+CREATE INDEX fraud_alerts_by_time ON vf.fraud_alerts (project_id, at);
+CREATE INDEX fraud_alerts_undecided ON vf.fraud_alerts (project_id, id) WHERE status IN ('open', 'acknowledged');
+
+-- Who and what is refused, until expires_at. value: the shop's id of a customer, a code as it is compared, or the keyed hash of
+-- an address or device. A project without a row here pays for one look at an index, a batch.
+CREATE TABLE vf.blocks (
+    project_id  uuid NOT NULL REFERENCES vf.projects (id),
+    id          uuid NOT NULL,
+    kind        text NOT NULL CHECK (kind IN ('customer', 'code', 'address', 'device')),
+    value       text NOT NULL,
+    reason      text,
+    alert_id    uuid,
+    created_by  text NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at  timestamptz,
+    PRIMARY KEY (project_id, kind, value),
+    CONSTRAINT blocks_id_key UNIQUE (project_id, id),
+    CONSTRAINT blocks_alert FOREIGN KEY (project_id, alert_id) REFERENCES vf.fraud_alerts (project_id, id)
+);
+CREATE INDEX blocks_due ON vf.blocks (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Append-only: what was refused, to whom, written down by each process once a second; numbers rise in the order of commits.
+-- code: a keyed hash. address, device: as in vf.blocks.
+CREATE TABLE vf.fraud_signals (
+    project_id   uuid NOT NULL REFERENCES vf.projects (id),
+    number       bigint GENERATED ALWAYS AS IDENTITY,
+    at           timestamptz NOT NULL,
+    reason       text NOT NULL,
+    code         text NOT NULL,
+    customer_id  text,
+    address      text,
+    device       text,
+    PRIMARY KEY (number, project_id)
+);
+CREATE INDEX fraud_signals_by_time ON vf.fraud_signals (project_id, at);
+CREATE INDEX fraud_signals_of_customer ON vf.fraud_signals (customer_id, project_id) WHERE customer_id IS NOT NULL;
+
+-- Up to which event and which signal the rules have looked. One row.
+CREATE TABLE vf.fraud_mark (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    event_id       uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    signal_number  bigint NOT NULL DEFAULT 0
+);
+
+-- ---------------------------------------------------------------------------------------------
 -- Processes (no tenant's data)
 
 -- API workers that are alive: `open` waits for each of them to serve the sale.
@@ -1105,6 +1186,8 @@ REVOKE INSERT, UPDATE ON vf.events FROM vf_app;
 REVOKE UPDATE ON vf.events FROM vf_worker;
 REVOKE UPDATE ON vf.delivery_attempts FROM vf_app, vf_worker;
 REVOKE INSERT, UPDATE ON vf.figures FROM vf_app;
+REVOKE INSERT ON vf.fraud_alerts FROM vf_app;
+REVOKE INSERT, UPDATE ON vf.fraud_signals FROM vf_app, vf_worker;
 GRANT DELETE ON vf.idempotency_keys, vf.failed_lookups, vf.outbox, vf.events, vf.deliveries, vf.figures TO vf_worker;
 GRANT DELETE ON vf.customers, vf.segment_members, vf.referral_identifiers TO vf_app, vf_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON vf.api_workers, vf.lease_workers TO vf_app, vf_worker;
@@ -1115,6 +1198,8 @@ GRANT UPDATE ON vf.history TO vf_worker;
 GRANT SELECT, UPDATE ON vf.event_clock TO vf_worker;
 GRANT SELECT ON vf.figures_mark TO vf_app;
 GRANT SELECT, UPDATE ON vf.figures_mark TO vf_worker;
+GRANT DELETE ON vf.blocks, vf.fraud_signals TO vf_app, vf_worker;
+GRANT SELECT, UPDATE ON vf.fraud_mark TO vf_worker;
 
 -- Functions that must look across projects are owned by vf_definer, which sees these tables and no others.
 CREATE POLICY of_definer ON vf.api_keys TO vf_definer USING (true);
@@ -1126,6 +1211,8 @@ GRANT SELECT ON vf.api_keys, vf.projects, vf.leases, vf.vouchers, vf.flash_sales
 GRANT UPDATE (last_used_at) ON vf.api_keys TO vf_definer;
 CREATE POLICY of_definer ON vf.usage_hours TO vf_definer USING (true) WITH CHECK (true);
 CREATE POLICY of_definer ON vf.redemptions FOR SELECT TO vf_definer USING (true);
+CREATE POLICY of_definer ON vf.fraud_signals FOR INSERT TO vf_definer WITH CHECK (true);
+GRANT INSERT ON vf.fraud_signals TO vf_definer;
 CREATE POLICY of_definer ON vf.lease_progress FOR SELECT TO vf_definer USING (true);
 GRANT SELECT, INSERT, UPDATE ON vf.deleted_usage TO vf_definer;
 GRANT SELECT ON vf.redemptions, vf.lease_progress, vf.invoices TO vf_definer;
@@ -1610,6 +1697,23 @@ BEGIN
              WHERE l.project_id = ANY (v_projects) AND l.state <> 'settled');
 END $$;
 
+-- Writes down what was refused. One at a time does, so that numbers rise in the order of commits and who reads on from a
+-- number misses nothing. A project that is gone is left out.
+CREATE FUNCTION vf.note_signals(p_projects uuid[], p_ats timestamptz[], p_reasons text[], p_codes text[], p_customers text[],
+                                p_addresses text[], p_devices text[])
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('vf.fraud_signals', 0));
+    INSERT INTO vf.fraud_signals (project_id, at, reason, code, customer_id, address, device)
+    SELECT q.project_id, q.at, q.reason, q.code, q.customer, q.address, q.device
+      FROM unnest(p_projects, p_ats, p_reasons, p_codes, p_customers, p_addresses, p_devices)
+           AS q (project_id, at, reason, code, customer, address, device)
+      JOIN vf.projects p ON p.id = q.project_id AND p.status <> 'deleting'
+     ORDER BY q.at;
+END $$;
+
 -- Adds calls to the running hour. A project that is gone is left out.
 CREATE FUNCTION vf.count_calls(p_projects uuid[], p_counts bigint[])
 RETURNS void
@@ -1708,6 +1812,7 @@ GRANT EXECUTE ON FUNCTION vf.redemptions_until_stop(text), vf.projects_of_plan(t
 ALTER FUNCTION vf.project_within_plan() OWNER TO vf_definer;
 ALTER FUNCTION vf.quota_rest(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.count_calls(uuid[], bigint[]) OWNER TO vf_definer;
+ALTER FUNCTION vf.note_signals(uuid[], timestamptz[], text[], text[], text[], text[], text[]) OWNER TO vf_definer;
 ALTER FUNCTION vf.calls_of_month(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.account_of(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.usage_by_hour(uuid, uuid, timestamptz, timestamptz) OWNER TO vf_definer;
@@ -1857,6 +1962,25 @@ BEGIN
            SELECT k.* FROM vf.campaigns k WHERE k.project_id = p_project AND k.id = v.campaign_id LIMIT 1) c ON true;
 END $$;
 
+-- Which requests of an array for one code the block list refuses, by their places; NULL: none.
+CREATE FUNCTION vf.blocked_of(p_project uuid, p_code text, p_customers text[], p_metadata text[], p_at timestamptz)
+RETURNS bigint[]
+LANGUAGE sql STABLE
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+    SELECT array_agg(q.ord)
+      FROM unnest(p_customers, p_metadata) WITH ORDINALITY AS q (customer, metadata, ord)
+     WHERE EXISTS (
+           SELECT 1
+             FROM (VALUES ('code', p_code), ('customer', q.customer),
+                          ('address', q.metadata::jsonb ->> '_address'),
+                          ('device', q.metadata::jsonb ->> '_device')) AS x (kind, value)
+            CROSS JOIN LATERAL (
+                  SELECT 1 FROM vf.blocks k
+                   WHERE k.project_id = p_project AND k.kind = x.kind AND k.value = x.value
+                     AND (k.expires_at IS NULL OR k.expires_at > p_at) LIMIT 1) b)
+$$;
+
 -- Answers each request of an array: redeemed, replayed, mismatch, a refusal, or rerouted / repriced (nothing was
 -- decided: the caller priced with other terms, or a fast sale holds the voucher). Keys are distinct within the
 -- array; a customer's nth request counts the ones before it. A single row with ord 0 says that all won, the first with
@@ -1883,6 +2007,7 @@ DECLARE
     v_n bigint := cardinality(p_ids);
     v_is_mixed boolean := false;
     v_known bigint := 0;
+    v_blocked bigint[];
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     IF p_campaign IS NOT NULL THEN
@@ -1916,7 +2041,9 @@ BEGIN
     IF v_verdict IS NULL AND p_campaign IS NULL AND (v_rest IS NULL OR v_rest >= v_n)
        AND NOT EXISTS (SELECT 1 FROM unnest(p_keys) AS q (key) CROSS JOIN LATERAL (
                SELECT 1 FROM vf.redemptions k WHERE k.idempotency_key = q.key AND k.voucher_id = p_voucher
-                  AND k.project_id = p_project LIMIT 1) r) THEN
+                  AND k.project_id = p_project LIMIT 1) r)
+       AND (NOT EXISTS (SELECT 1 FROM vf.blocks k WHERE k.project_id = p_project)
+            OR vf.blocked_of(p_project, v.code_norm, p_customers, p_metadata, v_at) IS NULL) THEN
         IF v.per_customer_limit IS NOT NULL THEN
             SELECT count(DISTINCT q.customer) < v_n OR coalesce(max(r.live_count) >= v.per_customer_limit, false),
                    count(r.live_count)
@@ -1965,6 +2092,9 @@ BEGIN
             RETURN;
         END IF;
     END IF;
+    IF v_verdict IS NULL AND EXISTS (SELECT 1 FROM vf.blocks k WHERE k.project_id = p_project) THEN
+        v_blocked := vf.blocked_of(p_project, v.code_norm, p_customers, p_metadata, v_at);
+    END IF;
     RETURN QUERY
     WITH req AS MATERIALIZED (
         SELECT q.* FROM unnest(p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts,
@@ -1980,6 +2110,7 @@ BEGIN
     ), fresh AS MATERIALIZED (
         SELECT q.*, CASE
                    WHEN v_verdict IS NOT NULL THEN v_verdict
+                   WHEN q.ord = ANY (v_blocked) THEN 'blocked'
                    WHEN q.customer IS NULL AND (v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL)
                         THEN 'customer_required'
                END AS refusal,
@@ -2228,6 +2359,9 @@ BEGIN
                 WHEN c.status = 'paused' THEN 'paused'
                 WHEN v_at < v.starts_at OR v_at < c.starts_at THEN 'not_started'
                 WHEN v_at >= v.expires_at OR v_at >= c.expires_at THEN 'voucher_expired'
+                WHEN EXISTS (SELECT 1 FROM vf.blocks k WHERE k.project_id = p_project)
+                 AND vf.blocked_of(p_project, v.code_norm, ARRAY[p_customer], ARRAY[p_metadata], v_at) IS NOT NULL
+                     THEN 'blocked'
                 WHEN p_customer IS NULL AND (v.per_customer_limit IS NOT NULL OR c.per_customer_limit IS NOT NULL)
                      THEN 'customer_required'
             END;
@@ -3399,6 +3533,7 @@ END $$;
 INSERT INTO vf.history (lineage) VALUES (vf.lineage());
 INSERT INTO vf.event_clock DEFAULT VALUES;
 INSERT INTO vf.figures_mark DEFAULT VALUES;
+INSERT INTO vf.fraud_mark DEFAULT VALUES;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA vf FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA vf TO vf_app, vf_worker;

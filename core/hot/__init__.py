@@ -37,6 +37,7 @@ class Outcome(IntEnum):
     EXPIRED = 11  # the deadline passed before it was sent: not applied
     UNAVAILABLE = 12  # no connection, sealed, or another server: not applied
     UNKNOWN = 13  # sent, and no trustworthy answer: ask again with the same key
+    BLOCKED = 15  # on the block list
     ASK = 14  # crowd only: the facts are missing, stale or of another lineage: ask PostgreSQL
 
 

@@ -49,6 +49,19 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     seq_base: int = 0
 
 
+class Blocked(msgspec.Struct, frozen=True):
+    """Somebody or something that may not claim; of a code the lease's own. 0: without end."""
+
+    kind: str
+    value: str
+    until_ms: int
+
+    @property
+    def field(self) -> str:
+        """What it stands under beside the customers, whose names cannot hold a NUL."""
+        return "\0b code" if self.kind == "code" else f"\0b {self.kind} {self.value}"
+
+
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     """The state hash as it stands. `ready`: loaded completely at least once."""
 
@@ -143,6 +156,7 @@ async def arm(
     facts: LeaseFacts,
     records: AsyncIterable[Record] | Iterable[Record] = (),
     customers: AsyncIterable[Customer] | Iterable[Customer] = (),
+    blocks: Sequence[Blocked] = (),
 ) -> bool:
     """Load a lease and, last of all, mark it ready in the state the facts name.
 
@@ -169,7 +183,18 @@ async def arm(
         flat = customer_pairs(held)
         if await _act(redis, facts.lease_id, "load", loader, "customers", *flat) != 1:
             return False
+    if blocks:
+        await set_blocks(redis, facts.lease_id, blocks)
     return await mark_ready(redis, facts.lease_id, loader, facts.state)
+
+
+async def set_blocks(redis: Redis, lease_id: str, blocks: Iterable[Blocked]) -> bool:
+    """Say who may not claim, in place of all that was said before; False without the lease.
+
+    Idempotent. Cost: one round trip, and for ten thousand some ten milliseconds of the server.
+    """
+    flat = [part for one in blocks for part in (one.field, one.until_ms)]
+    return await _act(redis, lease_id, "blocks", *flat) == 1
 
 
 async def mark_ready(redis: Redis, lease_id: str, loader: str, state: State) -> bool:

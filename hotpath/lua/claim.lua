@@ -6,7 +6,7 @@
 --
 -- Reply: {at_ms, size, item 1 .. item n}; an item is
 --   a positive integer    a win, the number itself; what remains is size - number
---   a negative integer    a refusal: -MISMATCH -SOLD_OUT -NOT_STARTED -ENDED -PAUSED -BUSY -FENCED
+--   a negative integer    a refusal: -MISMATCH -SOLD_OUT -NOT_STARTED -ENDED -PAUSED -BUSY -FENCED -BLOCKED
 --   'R<number>|<at_ms>|<remaining>|<payload>'   the key was answered before with the same fingerprint
 --   'C<reference>'                              the customer holds all they may; the last one is named
 --
@@ -14,6 +14,7 @@
 -- the only one a server can refuse (memory, read-only, disk), so a batch happens whole or not at all.
 -- The number of redis.calls does not grow with the batch.
 local MISMATCH, SOLD_OUT, NOT_STARTED, ENDED, PAUSED, BUSY, FENCED = -2, -3, -5, -6, -7, -8, -9
+local BLOCKED = -15
 local CHUNK = 1000 -- values in one call, even; Lua's stack ends near 8,000
 local sub, match, format = string.sub, string.match, string.format
 
@@ -37,7 +38,7 @@ local function store(hash, pairs_flat)
 end
 
 local s = redis.call('HMGET', KEYS[1], 'lease', 'state', 'issued', 'size', 'accounted', 'backlog_max',
-  'start_ms', 'end_ms', 'customer_limit')
+  'start_ms', 'end_ms', 'customer_limit', 'blocks')
 local state = s[2]
 local known = state == 'open' or state == 'arming' or state == 'paused' or state == 'closed'
 if s[1] ~= lease or not known then
@@ -67,6 +68,29 @@ end
 local records = look_up(KEYS[2], keys)
 local held = look_up(KEYS[3], names)
 
+-- Who is blocked stands beside the customers (see lease.lua), and is looked for where anybody is. Addresses and devices are
+-- hashes in the payload's metadata, a JSON text inside JSON.
+local blocks = {}
+local function marks_of(customer, payload)
+  return '\0b customer ' .. customer, '\0b address ' .. (match(payload, '"_address\\":\\"(%x+)') or ''),
+    '\0b device ' .. (match(payload, '"_device\\":\\"(%x+)') or '')
+end
+if s[10] then
+  local marks = {'\0b code'}
+  for i = 3, 4 * n + 2, 4 do
+    local at = #marks
+    marks[at + 1], marks[at + 2], marks[at + 3] = marks_of(ARGV[i + 2], ARGV[i + 3])
+  end
+  blocks = look_up(KEYS[3], marks)
+end
+local function is_blocked(...)
+  for _, mark in ipairs({'\0b code', ...}) do
+    local till = blocks[mark]
+    if till and (till == '0' or tonumber(till) > now) then return true end
+  end
+  return false
+end
+
 local first = issued + 1
 local wins, new_records, holders = {}, {}, {}
 for i = 1, n do
@@ -82,6 +106,7 @@ for i = 1, n do
   if record then
     answer = sub(record, 1, 32) == fingerprint and 'R' .. sub(record, 34) or MISMATCH
   elseif shut then answer = shut
+  elseif s[10] and is_blocked(marks_of(customer, ARGV[at + 3])) then answer = BLOCKED
   elseif issued >= size then answer = SOLD_OUT
   elseif limit > 0 and customer ~= '' and count >= limit then answer = 'C' .. reference
   elseif issued - accounted >= backlog_max then answer = BUSY

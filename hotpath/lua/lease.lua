@@ -70,6 +70,30 @@ if act == 'release' then
   return 1
 end
 
+-- blocks <field> <until_ms> …: who may not claim, in place of all before; 0 is without end. They stand beside the customers
+-- behind a NUL, too, with a list of what they are.
+if act == 'blocks' then
+  local list = '\0blocks'
+  local old = redis.call('HGET', KEYS[3], list)
+  local fields = old and cmsgpack.unpack(old) or {}
+  for from = 1, #fields, 1000 do
+    redis.call('HDEL', KEYS[3], unpack(fields, from, math.min(from + 999, #fields)))
+  end
+  redis.call('HDEL', KEYS[3], list)
+  fields = {}
+  for i = 3, #ARGV, 2 do fields[#fields + 1] = ARGV[i] end
+  if #fields == 0 then
+    redis.call('HDEL', KEYS[1], 'blocks')
+    return 1
+  end
+  for from = 3, #ARGV, 1000 do
+    redis.call('HSET', KEYS[3], unpack(ARGV, from, math.min(from + 999, #ARGV)))
+  end
+  redis.call('HSET', KEYS[3], list, cmsgpack.pack(fields))
+  redis.call('HSET', KEYS[1], 'blocks', 1)
+  return 1
+end
+
 -- admit <key> <record> <customer> <reference> <limit> <id>: a redemption of an earlier lease that a receipt brings back; its
 -- key and customer (each may be '') count from here on, once for each id. Replies 2: the key has another record, 3: the
 -- customer holds all they may.

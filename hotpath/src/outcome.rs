@@ -23,6 +23,8 @@ pub enum Outcome {
     Unknown = 13,
     /// A crowd's facts do not answer: ask `PostgreSQL`.
     Ask = 14,
+    /// On the block list.
+    Blocked = 15,
 }
 
 impl Outcome {
@@ -37,6 +39,7 @@ impl Outcome {
             8 => Self::Busy,
             9 => Self::Fenced,
             14 => Self::Ask,
+            15 => Self::Blocked,
             _ => return None,
         })
     }

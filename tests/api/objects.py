@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from core import db, deliveries
+from core import db, deliveries, ids
 from tests.api.conftest import Api
 
 
@@ -35,6 +35,16 @@ def one_of_each(api: Api, client: httpx.Client, mark: str) -> dict[str, str]:
 
     def newest(path: str) -> str:
         return str(client.get(path).json()["data"][0]["id"])
+
+    def alert() -> str:
+        project_id, alert_id = ids.parse_id("prj", newest("/v1/projects")), ids.new()
+        api.rows(
+            "insert into vf.fraud_alerts (project_id, id, rule, subject_kind, subject, window_at, "
+            "at, score, observed, expected, reasons, action) values ($1, $2, 'customer_velocity', "
+            "'customer', $3, now(), now(), 50, 8, 8, '[]', 'alert')",
+            project_id, alert_id, f"shopper{mark}",
+        )  # fmt: skip
+        return ids.format_id("fra", alert_id)
 
     hook = made("/v1/webhooks", {"url": "https://hooks.example/in"})
     code = made("/v1/vouchers", {"code": f"CODE{mark}", "discount_value": 5}, "code")
@@ -66,6 +76,8 @@ def one_of_each(api: Api, client: httpx.Client, mark: str) -> dict[str, str]:
         "webhooks": hook,
         "deliveries": newest(f"/v1/webhooks/{hook}/deliveries"),
         "events": newest("/v1/events"),
+        "blocks": made("/v1/fraud/blocks", {"kind": "customer", "value": f"blocked{mark}"}),
+        "alerts": alert(),
         "api-keys": made("/v1/api-keys", {"type": "SECRET"}),
         "projects": newest("/v1/projects"),
     }  # fmt: skip

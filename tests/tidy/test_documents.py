@@ -123,6 +123,7 @@ def test_every_decision_is_numbered_in_order_one_page_and_linked() -> None:
 def test_the_states_that_are_drawn_are_those_the_database_lets_in() -> None:
     for table, column in (
         ("projects", "status"),
+        ("fraud_alerts", "status"),
         ("vouchers", "status"),
         ("vouchers", "authority"),
         ("campaigns", "status"),
