@@ -431,7 +431,7 @@ class Follower:
         await self._note(row, done, taken[-1].id)
 
     async def _apply_plain(
-        self, row: LeaseAtWork, run_id: str, to_id: str, columns: dict[str, str]
+        self, row: LeaseAtWork, run_id: str, to_id: str, columns: dict[str, str | None]
     ) -> None:
         async with self._database.connection() as conn:
             done = await db.one(

@@ -217,8 +217,9 @@ CREATE TABLE vf.idempotency_keys (
 );
 CREATE INDEX idempotency_keys_age ON vf.idempotency_keys (created_at);
 
--- Written in the transaction of the change it reports, and gone when it is published; `count` in the data of
--- voucher.redeemed is how many redemptions one row speaks for. A queue, so it is vacuumed by what was taken off it.
+-- Written in the transaction of the change it reports, and gone when it is published. The data of voucher.redeemed: the
+-- `first` number and the `count` of the redemptions that were added, and where they have gaps their numbers, `seqs`. A queue,
+-- so it is vacuumed by what was taken off it.
 CREATE TABLE vf.outbox (
     project_id  uuid NOT NULL,
     event       text NOT NULL,
@@ -2850,6 +2851,7 @@ DECLARE
     v_same bigint := 0;
     v_bad bigint := 0;
     v_acc bigint;
+    v_added bigint[];
 BEGIN
     PERFORM set_config('app.project_id', p_project::text, true);
     SELECT * INTO l FROM vf.leases k WHERE k.project_id = p_project AND k.id = p_lease FOR SHARE;
@@ -2867,19 +2869,37 @@ BEGIN
         RETURN QUERY SELECT 'stale', 0::bigint, 0::bigint, 0::bigint, 0::bigint, 0::bigint;
         RETURN;
     END IF;
-    INSERT INTO vf.redemptions (project_id, lease_id, seq, granted_size, id, voucher_id, campaign_id, sale_id, sale_seq,
-           idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
-           redeemed_at)
-    SELECT p_project, p_lease, q.seq, l.size, q.id, l.voucher_id, l.campaign_id, l.sale_id, l.seq_base + q.seq,
-           q.key, q.fingerprint, q.customer, q.order_id, q.order_value, q.discount, q.remaining, q.metadata::jsonb,
-           to_timestamp(q.at_ms / 1000.0)
-      FROM unnest(p_seqs, p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts, p_order_ids,
-                  p_metadata, p_remaining, p_at_ms)
-           AS q (seq, id, key, fingerprint, customer, order_value, discount, order_id, metadata, remaining, at_ms)
-     WHERE q.seq BETWEEN 1 AND l.open_to
-     ORDER BY q.seq
-        ON CONFLICT DO NOTHING;
-    GET DIAGNOSTICS v_ins = ROW_COUNT;
+    -- Nearly always none of them is there yet, and to look for each before it is added would be a quarter of its cost.
+    BEGIN
+        INSERT INTO vf.redemptions (project_id, lease_id, seq, granted_size, id, voucher_id, campaign_id, sale_id, sale_seq,
+               idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
+               redeemed_at)
+        SELECT p_project, p_lease, q.seq, l.size, q.id, l.voucher_id, l.campaign_id, l.sale_id, l.seq_base + q.seq,
+               q.key, q.fingerprint, q.customer, q.order_id, q.order_value, q.discount, q.remaining, q.metadata::jsonb,
+               to_timestamp(q.at_ms / 1000.0)
+          FROM unnest(p_seqs, p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts, p_order_ids,
+                      p_metadata, p_remaining, p_at_ms)
+               AS q (seq, id, key, fingerprint, customer, order_value, discount, order_id, metadata, remaining, at_ms)
+         WHERE q.seq BETWEEN 1 AND l.open_to;
+        GET DIAGNOSTICS v_ins = ROW_COUNT;
+        v_added := CASE WHEN v_ins = v_n THEN p_seqs ELSE ARRAY(
+            SELECT x FROM unnest(p_seqs) AS x WHERE x BETWEEN 1 AND l.open_to ORDER BY x) END;
+    EXCEPTION WHEN unique_violation THEN
+        WITH added AS (
+            INSERT INTO vf.redemptions (project_id, lease_id, seq, granted_size, id, voucher_id, campaign_id, sale_id, sale_seq,
+                   idempotency_key, fingerprint, customer_id, order_id, order_value_minor, discount_minor, remaining, metadata,
+                   redeemed_at)
+            SELECT p_project, p_lease, q.seq, l.size, q.id, l.voucher_id, l.campaign_id, l.sale_id, l.seq_base + q.seq,
+                   q.key, q.fingerprint, q.customer, q.order_id, q.order_value, q.discount, q.remaining, q.metadata::jsonb,
+                   to_timestamp(q.at_ms / 1000.0)
+              FROM unnest(p_seqs, p_ids, p_keys, p_fingerprints, p_customers, p_order_values, p_discounts, p_order_ids,
+                          p_metadata, p_remaining, p_at_ms)
+                   AS q (seq, id, key, fingerprint, customer, order_value, discount, order_id, metadata, remaining, at_ms)
+             WHERE q.seq BETWEEN 1 AND l.open_to
+                ON CONFLICT DO NOTHING RETURNING seq
+        )
+        SELECT count(*), coalesce(array_agg(a.seq ORDER BY a.seq), '{}') INTO v_ins, v_added FROM added a;
+    END;
     IF v_ins < v_n THEN
         -- Rows of this very call are visible here too: they equal their request and count as 'stored'.
         WITH judged AS (
@@ -2918,7 +2938,10 @@ BEGIN
     RETURNING k.accounted INTO v_acc;
     IF v_ins > 0 THEN
         INSERT INTO vf.outbox (project_id, event, subject, data)
-        VALUES (p_project, 'voucher.redeemed', p_lease, jsonb_build_object('first', p_seqs[1], 'count', v_ins));
+        VALUES (p_project, 'voucher.redeemed', p_lease,
+                CASE WHEN v_added[v_ins] - v_added[1] = v_ins - 1
+                     THEN jsonb_build_object('first', v_added[1], 'count', v_ins)
+                     ELSE jsonb_build_object('first', v_added[1], 'count', v_ins, 'seqs', v_added) END);
     END IF;
     RETURN QUERY SELECT 'applied', v_ins, v_rep, v_same, v_bad, v_acc;
 END $$;
@@ -3341,15 +3364,8 @@ SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SE
 AS $$
 #variable_conflict use_column
 DECLARE
-    o vf.outbox;
     v_ms bigint;
-    v_numbers bigint[] := '{}';
-    v_events bigint := 0;
-    v_first bigint;
-    v_count bigint;
-    v_seqs bigint[];
-    v_id uuid;
-    v_first_id uuid;
+    v_told record;
 BEGIN
     SELECT greatest(k.last_ms + 1, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) INTO v_ms
       FROM vf.event_clock k FOR NO KEY UPDATE SKIP LOCKED;
@@ -3357,46 +3373,33 @@ BEGIN
         RETURN QUERY SELECT 0::bigint, NULL::uuid, NULL::uuid;
         RETURN;
     END IF;
-    FOR o IN SELECT k.* FROM vf.outbox k ORDER BY k.number LIMIT p_rows_max
-    LOOP
-        v_first := NULL;
-        v_count := 1;
-        v_seqs := NULL;
-        IF o.event = 'voucher.redeemed' THEN
-            v_first := (o.data ->> 'first')::bigint;
-            v_count := (o.data ->> 'count')::bigint;
-            EXIT WHEN v_events > 0 AND v_events + v_count > p_events_max;
-            IF EXISTS (SELECT 1 FROM vf.events e WHERE e.subject = o.subject AND e.last_seq >= v_first)
-               OR (SELECT count(*) FROM vf.redemptions r WHERE r.lease_id = o.subject
-                      AND r.seq BETWEEN v_first AND v_first + v_count - 1) < v_count THEN
-                -- Some of them were written, and told, by an earlier commit, or have no row of their own.
-                SELECT array_agg(q.seq ORDER BY q.seq) INTO v_seqs
-                  FROM (SELECT r.seq FROM vf.redemptions r
-                         WHERE r.lease_id = o.subject AND r.seq >= v_first AND NOT EXISTS (
-                               SELECT 1 FROM vf.events e
-                                WHERE e.subject = o.subject AND e.last_seq >= r.seq AND e.first_seq <= r.seq
-                                  AND (e.seqs IS NULL OR r.seq = ANY (e.seqs)))
-                         ORDER BY r.seq LIMIT v_count) q;
-                v_first := v_seqs[1];
-                v_count := coalesce(cardinality(v_seqs), 0);
-            END IF;
-        END IF;
-        IF v_count > 0 THEN
-            v_id := (lpad(to_hex(v_ms), 12, '0') || lpad(to_hex(cardinality(v_numbers)), 4, '0')
-                     || left(replace(gen_random_uuid()::text, '-', ''), 10) || '000000')::uuid;
-            v_first_id := coalesce(v_first_id, v_id);
-            INSERT INTO vf.events (project_id, id, type, subject, data, at, count, first_seq, last_seq, seqs)
-            VALUES (o.project_id, v_id, o.event, o.subject, CASE WHEN v_first IS NULL THEN o.data ELSE '{}' END, o.at,
-                    v_count, v_first, CASE WHEN v_seqs IS NULL THEN v_first + v_count - 1
-                                           ELSE v_seqs[cardinality(v_seqs)] END,
-                    CASE WHEN v_seqs[cardinality(v_seqs)] - v_first >= v_count THEN v_seqs END);
-        END IF;
-        v_numbers := v_numbers || o.number;
-        v_events := v_events + v_count;
-    END LOOP;
-    DELETE FROM vf.outbox k WHERE k.number = ANY (v_numbers);
-    UPDATE vf.event_clock k SET last_ms = v_ms WHERE v_events > 0;
-    RETURN QUERY SELECT cardinality(v_numbers)::bigint, v_first_id, v_id;
+    WITH waiting AS MATERIALIZED (
+        SELECT k.*, q.*, row_number() OVER up_to AS place, sum(q.count) OVER up_to AS events
+          FROM (SELECT x.* FROM vf.outbox x ORDER BY x.number LIMIT p_rows_max) k
+         CROSS JOIN LATERAL (
+               SELECT w.is_many, CASE WHEN w.is_many THEN (k.data ->> 'first')::bigint END AS first,
+                      CASE WHEN w.is_many THEN (k.data ->> 'count')::bigint ELSE 1 END AS count,
+                      CASE WHEN w.is_many AND k.data ? 'seqs'
+                           THEN ARRAY(SELECT x::bigint FROM jsonb_array_elements_text(k.data -> 'seqs') x) END AS seqs
+                 FROM (SELECT k.event = 'voucher.redeemed' AS is_many) w) q
+        WINDOW up_to AS (ORDER BY k.number ROWS UNBOUNDED PRECEDING)
+    ), due AS MATERIALIZED (
+        SELECT w.*, (lpad(to_hex(v_ms), 12, '0') || lpad(to_hex(w.place - 1), 4, '0')
+                     || left(replace(gen_random_uuid()::text, '-', ''), 10) || '000000')::uuid AS id
+          FROM waiting w WHERE w.place = 1 OR w.events <= p_events_max
+    ), told AS (
+        INSERT INTO vf.events (project_id, id, type, subject, data, at, count, first_seq, last_seq, seqs)
+        SELECT d.project_id, d.id, d.event, d.subject, CASE WHEN d.is_many THEN '{}' ELSE d.data END, d.at, d.count,
+               d.first, coalesce(d.seqs[cardinality(d.seqs)], d.first + d.count - 1), d.seqs
+          FROM due d
+    ), gone AS (
+        DELETE FROM vf.outbox k USING due d WHERE k.number = d.number AND k.project_id = d.project_id
+    )
+    SELECT count(*) AS row_count, (array_agg(d.id ORDER BY d.place))[1] AS first_id,
+           (array_agg(d.id ORDER BY d.place DESC))[1] AS last_id
+      INTO v_told FROM due d;
+    UPDATE vf.event_clock k SET last_ms = v_ms WHERE v_told.row_count > 0;
+    RETURN QUERY SELECT v_told.row_count, v_told.first_id, v_told.last_id;
 END $$;
 
 -- What some events add to the figures, of one project or of all: those after p_after up to p_to, and with p_waiting those that
@@ -3414,7 +3417,10 @@ AS $$
            AND e.type IN ('voucher.redeemed', 'redemption.rolled_back')
         UNION ALL
         SELECT o.project_id, o.event, o.subject, o.data, (o.data ->> 'first')::bigint,
-               (o.data ->> 'first')::bigint + (o.data ->> 'count')::bigint - 1, NULL
+               coalesce((o.data #>> '{seqs,-1}')::bigint,
+                        (o.data ->> 'first')::bigint + (o.data ->> 'count')::bigint - 1),
+               CASE WHEN o.data ? 'seqs'
+                    THEN ARRAY(SELECT x::bigint FROM jsonb_array_elements_text(o.data -> 'seqs') x) END
           FROM vf.outbox o
          WHERE p_waiting AND (p_project IS NULL OR o.project_id = p_project)
            AND o.event IN ('voucher.redeemed', 'redemption.rolled_back')
@@ -3441,12 +3447,20 @@ $$;
 -- the minute and quarter of an hour, of sales by the second, of vouchers by the quarter, and of all times.
 CREATE FUNCTION vf.add_facts(p_after uuid, p_to uuid) RETURNS void LANGUAGE sql
 AS $$
+    WITH f AS MATERIALIZED (
+        SELECT x.project_id, x.campaign_id, x.sale_id, x.voucher_id, date_bin('1 second', x.at, 'epoch') AS at,
+               sum(x.redeemed) AS redeemed, sum(x.discount_minor) AS discount_minor,
+               sum(x.order_value_minor) AS order_value_minor, sum(x.undone) AS undone,
+               sum(x.undone_discount_minor) AS undone_discount_minor, sum(x.undone_value_minor) AS undone_value_minor,
+               sum(x.returned_minor) AS returned_minor, sum(x.rolled_back) AS rolled_back
+          FROM vf.facts(NULL, p_after, p_to, false) x GROUP BY 1, 2, 3, 4, 5
+    )
     INSERT INTO vf.figures AS k
     SELECT f.project_id, s.scope_id, s.kind, g.grain_s,
            CASE g.grain_s WHEN 0 THEN '-infinity' ELSE date_bin(make_interval(secs => g.grain_s), f.at, 'epoch') END,
            sum(f.redeemed), sum(f.discount_minor), sum(f.order_value_minor), sum(f.undone),
            sum(f.undone_discount_minor), sum(f.undone_value_minor), sum(f.returned_minor), sum(f.rolled_back)
-      FROM vf.facts(NULL, p_after, p_to, false) f
+      FROM f
      CROSS JOIN LATERAL (VALUES (f.project_id, 'p'), (f.campaign_id, 'c'), (f.sale_id, 's'), (f.voucher_id, 'v'))
            AS s (scope_id, kind)
       JOIN (VALUES (0, 'pcsv'), (1, 's'), (60, 'pcs'), (900, 'pcsv')) AS g (grain_s, kinds)

@@ -18,8 +18,8 @@ _decode_payload = msgspec.json.Decoder(tuple[int, int, str | None, str | None]).
 
 def columns(
     entries: list[RawEntry], lease_id: UUID, tag: int, rows_max: int
-) -> tuple[int, dict[str, str]] | None:
-    """Write the first entries as columns, each an array literal.
+) -> tuple[int, dict[str, str | None]] | None:
+    """Write the first entries as columns, each an array literal, or None for one of NULLs.
 
     At most `rows_max` rows, or one entry; returns how many entries those are. None: one of them
     cannot be read, and `columns_closely` goes on without it. Cost: about 2 µs a win, compiled.

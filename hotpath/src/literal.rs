@@ -4,18 +4,26 @@
 use std::fmt::Write as _;
 
 /// A column being written, element by element.
-pub struct Column(String);
+pub struct Column {
+    literal: String,
+    is_told: bool,
+}
 
 impl Default for Column {
     fn default() -> Self {
-        Self(String::with_capacity(1_024))
+        Self { literal: String::with_capacity(1_024), is_told: false }
     }
 }
 
 impl Column {
+    fn begin(&mut self) -> &mut String {
+        self.literal.push(if self.literal.is_empty() { '{' } else { ',' });
+        &mut self.literal
+    }
+
     fn next(&mut self) -> &mut String {
-        self.0.push(if self.0.is_empty() { '{' } else { ',' });
-        &mut self.0
+        self.is_told = true;
+        self.begin()
     }
 
     pub fn number(&mut self, number: i128) {
@@ -40,7 +48,7 @@ impl Column {
     pub fn text_or_null(&mut self, element: Option<&str>) {
         match element {
             Some(element) => self.text(element),
-            None => self.next().push_str("NULL"),
+            None => self.begin().push_str("NULL"),
         }
     }
 
@@ -58,8 +66,13 @@ impl Column {
 
     /// The literal.
     pub fn end(mut self) -> String {
-        self.0.push_str(if self.0.is_empty() { "{}" } else { "}" });
-        self.0
+        self.literal.push_str(if self.literal.is_empty() { "{}" } else { "}" });
+        self.literal
+    }
+
+    /// The literal, or nothing where its elements are all NULL: unnest fills up with those.
+    pub fn end_if_told(self, has_elements: bool) -> Option<String> {
+        (self.is_told || !has_elements).then(|| self.end())
     }
 }
 
@@ -75,6 +88,17 @@ mod tests {
         }
         column.text_or_null(None);
         assert_eq!(column.end(), r#"{"a,\"\\{}","\\","","NULL","é",NULL}"#);
+    }
+
+    #[test]
+    fn a_column_of_nulls_says_nothing() {
+        let (mut silent, mut told) = (Column::default(), Column::default());
+        silent.text_or_null(None);
+        told.text_or_null(None);
+        told.text_or_null(Some("a"));
+        assert_eq!(silent.end_if_told(true), None);
+        assert_eq!(Column::default().end_if_told(false).as_deref(), Some("{}"));
+        assert_eq!(told.end_if_told(true).as_deref(), Some(r#"{NULL,"a"}"#));
     }
 
     #[test]

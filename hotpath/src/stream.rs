@@ -13,10 +13,11 @@ pub struct Entry<'a> {
     pub packed: &'a [u8],
 }
 
-/// The columns in the order of `vf.settle_wins`, and how many rows they have.
+/// The columns in the order of `vf.settle_wins`, and how many rows they have. Nothing for one whose
+/// elements are all NULL: customers, orders and metadata may be.
 pub struct Columns {
     pub rows: usize,
-    pub columns: [String; 11],
+    pub columns: [Option<String>; 11],
 }
 
 /// Write whole entries until `rows_max` is reached (the first one in any case), and say how many
@@ -39,7 +40,8 @@ pub fn columns(entries: &[Entry], lease: &Lease, rows_max: usize) -> Option<(usi
         rows += wins;
         taken += 1;
     }
-    Some((taken, Columns { rows, columns: columns.map(Column::end) }))
+    let columns = columns.map(|column| column.end_if_told(rows > 0));
+    Some((taken, Columns { rows, columns }))
 }
 
 type Payload = (i64, i64, Option<String>, Option<String>);
@@ -154,7 +156,7 @@ mod tests {
         let (taken, told) = columns(&[entry], &lease(), 4_000).expect("readable");
         assert_eq!((taken, told.rows), (1, 2));
         let [seqs, ids, keys, prints, customers, values, discounts, orders, metas, rests, ats] =
-            told.columns;
+            told.columns.map(|column| column.expect("told"));
         assert_eq!(seqs, "{5,6}");
         assert_eq!(ids.len(), 2 * 32 + 3);
         assert!(keys.starts_with("{\"k\\\"1\",\"rdm_"), "{keys}");
@@ -163,6 +165,15 @@ mod tests {
         assert_eq!((values.as_str(), discounts.as_str()), ("{8999,0}", "{4500,0}"));
         assert_eq!((orders.as_str(), metas.as_str()), ("{\"o\\\"1\",NULL}", "{NULL,\"{}\"}"));
         assert_eq!((rests.as_str(), ats.as_str()), ("{95,94}", "{1000,1000}"));
+    }
+
+    #[test]
+    fn a_column_that_says_nothing_is_left_out() {
+        let bytes = packed(&[["a", FINGERPRINT, "", "[1,1,null,null]"]; 2]);
+        let entry = Entry { first: 1, at_ms: 0, remaining: 9, packed: &bytes };
+        let (_, told) = columns(&[entry], &lease(), 10).expect("readable");
+        let silent: Vec<usize> = (0..11).filter(|at| told.columns[*at].is_none()).collect();
+        assert_eq!(silent, [4, 7, 8], "customers, orders, metadata");
     }
 
     #[test]

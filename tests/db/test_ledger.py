@@ -183,6 +183,26 @@ async def test_wins_that_are_read_again_change_nothing_and_are_counted(ledger: L
     assert await ledger.seqs() == [1, 2, 3]
 
 
+async def test_each_win_is_told_and_counted_once_however_often_it_is_read(ledger: Ledger) -> None:
+    await ledger.settle(1, 2)
+    await ledger.settle(1, 2, 3)
+    await ledger.settle(5)
+    await ledger.settle(3, 4, 6)
+    waiting = await ledger.raw.fetchval(
+        "SELECT sum(redeemed) FROM vf.facts(NULL, $1, $2, true)",
+        UUID(int=0), UUID(int=2**128 - 1),
+    )  # fmt: skip
+    assert waiting == 6
+    published = await ledger.raw.fetchval("SELECT row_count FROM vf.publish_events(100, 1000)")
+    rows = await ledger.raw.fetch(
+        "SELECT first_seq, last_seq, count, seqs FROM vf.events WHERE first_seq > 0 ORDER BY id"
+    )
+    assert [tuple(row) for row in rows] == [
+        (1, 2, 2, None), (3, 3, 1, None), (5, 5, 1, None), (4, 6, 2, [4, 6]),
+    ]  # fmt: skip
+    assert published >= len(rows)
+
+
 async def test_no_hand_can_write_a_win_beyond_its_grant(ledger: Ledger) -> None:
     await ledger.settle(1)
     copy = (

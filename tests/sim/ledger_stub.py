@@ -348,7 +348,8 @@ class SimLedger:
     def reconciler_settle_plain(self, poison: Any = (), **given: Any) -> dict[str, Any]:
         columns = ("seqs", "keys", "customers")
         return self.reconciler_settle_wins(
-            **given | {name: _elements(given[name]) for name in columns}, poison=poison
+            **given | {name: _elements(given[name], given["seqs"]) for name in columns},
+            poison=poison,
         )
 
     def reconciler_settle_lease(
@@ -412,6 +413,11 @@ def _filled(struct: Any, row: dict[str, Any] | None) -> Any:
     return struct(**{name: row.get(name) for name in struct.__struct_fields__})
 
 
-def _elements(literal: str) -> list[Any]:
-    """The elements of an array literal: what is escaped in it is escaped in JSON, too."""
+def _elements(literal: str | None, seqs: str) -> list[Any]:
+    """The elements of an array literal: what is escaped in it is escaped in JSON, too.
+
+    None stands for as many NULLs as there are `seqs`.
+    """
+    if literal is None:
+        return [None] * len(_elements(seqs, seqs))
     return msgspec.json.decode("[" + literal[1:-1].replace("NULL", "null") + "]")
