@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from api.dashboard import forms, pages
+from core.rules.schedules import Schedule
 
 ROWS: Final = 4
 
@@ -36,6 +37,10 @@ TESTS: Final = (
     ("contains_all", "has all of"),
     ("contains_none", "has none of"),
 )
+WEEKDAYS: Final = (
+    ("mon", "Monday"), ("tue", "Tuesday"), ("wed", "Wednesday"), ("thu", "Thursday"),
+    ("fri", "Friday"), ("sat", "Saturday"), ("sun", "Sunday"),
+)  # fmt: skip
 _LISTS: Final = frozenset({"one_of", "contains_any", "contains_all", "contains_none"})
 _FACT_WORDS: Final = dict(FACTS)
 _TEST_WORDS: Final = {
@@ -142,3 +147,57 @@ def _words(rule: Mapping[str, Any]) -> str:
                 for one in rule[name]
             )
     return str(rule.get("expression", ""))
+
+
+def schedule(given: forms.Given) -> dict[str, Any] | None:
+    """Return on which days and between which hours it is asked for; None for always."""
+    days = [key for key, _ in WEEKDAYS if given.get(f"day-{key}") == "on"]
+    hours = (given.get("hours-from", "").strip(), given.get("hours-to", "").strip())
+    if not days and not any(hours):
+        return None
+    windows = [{"from": hours[0] or "00:00", "to": hours[1] or "24:00"}] if any(hours) else []
+    return {"weekdays": days, "hours": windows}
+
+
+def stored_schedule(kept: Any) -> dict[str, str] | None:
+    """Return what the form would have posted for a schedule, None where it could not have."""
+    if not isinstance(kept, Schedule):
+        return {}
+    if len(kept.hours) > 1:
+        return None
+    given = {f"day-{key}": "on" for key in kept.weekdays}
+    for window in kept.hours:
+        given |= {"hours-from": window.from_, "hours-to": window.to}
+    return given
+
+
+def times(kept: Any, time_zone: Any) -> str:
+    """Return a schedule in words; nothing where it is always on."""
+    if not isinstance(kept, Schedule):
+        return ""
+    names = dict(WEEKDAYS)
+    days = [names[key] for key in kept.weekdays]
+    on = (
+        f" on {', '.join(days[:-1])} and {days[-1]}"
+        if len(days) > 1
+        else "".join(f" on {day}" for day in days)
+    )
+    hours = " or ".join(f"from {window.from_} to {window.to}" for window in kept.hours)
+    return f"{on}{' ' if hours else ''}{hours} ({time_zone})"
+
+
+def why_not(because: Mapping[str, Any] | None, detail: str) -> str:
+    """Return in words why a rule of the form excludes an order; else `detail`."""
+    if because is None:
+        return detail
+    reasons = because.get("any_of") or [because]
+    if not all("fact" in reason for reason in reasons):
+        return detail
+    return "; ".join(_seen(reason) for reason in reasons)
+
+
+def _seen(reason: Mapping[str, Any]) -> str:
+    fact = _FACT_WORDS.get(reason["fact"], reason["fact"])
+    test = _TEST_WORDS.get(reason["is"], reason["is"])
+    seen = "not known" if reason.get("seen") in (None, (), []) else _text(reason["seen"])
+    return f"{fact} {test} {_text(reason['wanted'])} does not hold: it is {seen}"

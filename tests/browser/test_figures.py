@@ -49,3 +49,52 @@ def test_home_shows_redemptions_as_they_come_in(
     expect(today).to_have_text(str(before + 1))
     # What came in its stead has its chart again.
     expect(desk.locator("[data-charts=chart-today] canvas")).to_be_visible()
+
+
+def test_the_editor_says_what_a_cart_would_get_and_makes_nothing(
+    desk: Page, product: Product, pages: dict[str, str]
+) -> None:
+    root = tour.log_in(desk, product)
+    before = product.must("GET", "/v1/campaigns")
+    desk.goto(f"{root}/campaigns/new")
+    told = desk.locator("#preview")
+    # A form that is not whole yet says what it lacks.
+    expect(told).to_contain_text("With a value above")
+    desk.get_by_label("Value", exact=False).first.fill("20")
+    expect(told).to_contain_text("This cart gets €12.00 off.")
+    desk.get_by_label("Rule 1: what").select_option("order.value")
+    desk.get_by_label("Rule 1: value").fill("50")
+    expect(told).to_contain_text(
+        "This cart gets €12.00 off because the order’s value is at least 50.00."
+    )
+    desk.get_by_label("An item costs").fill("20")
+    expect(told).to_contain_text(
+        "This cart gets nothing: the order’s value is at least 50.00 does not hold: it is 40.00"
+    )
+    assert product.must("GET", "/v1/campaigns") == before
+
+
+def test_days_and_hours_are_of_the_campaigns_own_clock(
+    desk: Page, product: Product, pages: dict[str, str]
+) -> None:
+    root = tour.log_in(desk, product)
+    desk.goto(f"{root}/campaigns/new")
+    desk.get_by_label("Name").fill("Late shift")
+    desk.get_by_label("Value", exact=False).first.fill("5")
+    desk.get_by_label("Time zone").fill("Asia/Tokyo")
+    desk.locator("[name='rules.starts_at']").fill("2030-01-01T09:00")
+    desk.get_by_label("Saturday").check()
+    desk.get_by_label("Sunday").check()
+    desk.get_by_label("From").fill("22:00")
+    desk.get_by_role("button", name="Create").click()
+    expect(desk.locator(".sentence").first).to_have_text(
+        "5 % off for every order on Saturday and Sunday from 22:00 to 24:00 (Asia/Tokyo)."
+    )
+    made = product.must("GET", "/v1/campaigns?limit=1")["data"][0]
+    assert made["rules"]["starts_at"].startswith("2030-01-01T00:00:00")
+    desk.get_by_role("link", name="Edit").click()
+    expect(desk.get_by_label("Saturday")).to_be_checked()
+    expect(desk.locator("[name='rules.starts_at']")).to_have_value("2030-01-01T09:00")
+    desk.get_by_label("Saturday").uncheck()
+    desk.get_by_role("button", name="Save").click()
+    expect(desk.locator(".sentence").first).to_contain_text("on Sunday from 22:00")
