@@ -40,24 +40,27 @@ help: ## Show this list
 up: setup ## Start everything on this machine: make up ARGS="--port 9000"
 	@exec ./vauchflow up --die-with-parent $(ARGS)
 
-# What needs no server runs beside what does, and gives way to it; its output comes at the end.
+# What needs no server runs beside what does, and gives way to it; then the browser, which mostly waits. Its output comes
+# at the end.
 PURE := tests/rules tests/sim tests/tidy
+BROWSER := tests/browser
 
 .PHONY: test
 test: setup $(STAMPS)/chromium ## Run every test that takes seconds (under 10 minutes in all)
 	@if [ -n '$(ARGS)' ]; then exec $(PY) -m pytest -m "not long" $(ARGS); fi; \
 	status=0; log=$$(mktemp); \
-	setsid nice -n 5 $(MAKE) test-pure >"$$log" 2>&1 & pure=$$!; \
-	trap 'kill -- -$$pure; exit 130' INT TERM; \
-	$(PY) -m pytest -m "not long" $(PURE:%=--ignore=%) || status=1; \
-	wait $$pure || status=1; cat "$$log"; rm -f "$$log"; \
+	setsid $(MAKE) test-beside >"$$log" 2>&1 & beside=$$!; \
+	trap 'kill -- -$$beside; exit 130' INT TERM; \
+	$(PY) -m pytest -m "not long" $(patsubst %,--ignore=%,$(PURE) $(BROWSER)) || status=1; \
+	wait $$beside || status=1; cat "$$log"; rm -f "$$log"; \
 	exit $$status
 
-.PHONY: test-pure
-test-pure: setup
+.PHONY: test-beside
+test-beside: setup $(STAMPS)/chromium
 	@status=0; \
-	cargo test --quiet || status=1; \
-	$(PY) -m pytest -m "not long" $(PURE) || status=1; \
+	nice -n 5 cargo test --quiet || status=1; \
+	nice -n 5 $(PY) -m pytest -m "not long" $(PURE) || status=1; \
+	$(PY) -m pytest -m "not long" $(BROWSER) || status=1; \
 	exit $$status
 
 .PHONY: test-long
