@@ -9,6 +9,7 @@ the way in
   front           what granian calls: request ids, headers, the way to the hot doors
   bridge          Litestar behind RSGI: one request in, one answer out, whole or piece by piece
   streams         an answer of any length, as fast as the client takes it
+  peers           the address of a request, behind proxies, too
   doors           redeem and claim, answered without Litestar
   lifespan        what a worker holds open
 

@@ -13,6 +13,7 @@ import msgspec
 from litestar import Request
 from litestar.handlers import BaseRouteHandler
 
+from api import idempotency
 from api.lifespan import Services
 from core import ids, projects, sessions
 from core.api_keys import Caller
@@ -23,9 +24,12 @@ from core.errors import (
     MissingScope,
     NotFound,
     OriginNotAllowed,
+    PlanLimit,
     Unauthenticated,
 )
+from core.lookups import Asker
 from core.sessions import Role, Session, Visitor
+from core.usage import Ticket
 
 # A key has 55 characters; a header far longer is not one and is not looked at.
 _HEADER_LENGTH_MAX: Final = 512
@@ -113,7 +117,13 @@ async def any_caller(request: Request[Any, Any, Any]) -> Caller:
     route: BaseRouteHandler = request.route_handler
     operation = str(getattr(route, "operation_id", ""))
     stops = operation.partition(".")[0] not in _ALWAYS
-    request.scope["state"]["ticket"] = await services.let_in(caller, stops=stops)
+    try:
+        ticket = await services.let_in(caller, stops=stops)
+    except PlanLimit:
+        if not await idempotency.is_replay(request, caller):
+            raise
+        ticket = Ticket(caller, False)
+    request.scope["state"]["ticket"] = ticket
     if caller.scopes is not None:
         require_scope(caller, scope_of(operation, request.method))
     return require_origin(caller, _header(request, b"origin")) if caller.origins else caller
@@ -194,6 +204,12 @@ async def _person(request: Request[Any, Any, Any]) -> Caller:
     if request.method != "GET":
         sessions.require_writer(session.membership(project_id))
     return session.caller(project_id)
+
+
+def asker_of(request: Request[Any, Any, Any], caller: Caller, customer: str | None = None) -> Asker:
+    """Return who looks a code up, from where and for which customer."""
+    client = request.scope["client"]
+    return Asker(caller, client[0] if client else "", customer)
 
 
 def visitor_of(request: Request[Any, Any, Any]) -> Visitor:

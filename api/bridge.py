@@ -24,8 +24,6 @@ _log = structlog.get_logger("vauchflow.requests")
 
 # A header that is not ASCII cannot be had as text; this stands for it and is accepted nowhere.
 UNREADABLE: Final = b"\xff"
-# Who asks, as the listener saw it; a caller's own is overwritten there.
-PEER: Final = "x-vauchflow-peer"
 
 
 def header(headers: Any, name: str) -> bytes | None:
@@ -126,17 +124,17 @@ class Sending:
 
 
 async def answer_of(
-    app: ASGIApp, scope: Any, protocol: Any, *, method: str, state: dict[str, Any],
-    begin: Callable[[int, Pairs], Pipe | None],
+    app: ASGIApp, scope: Any, protocol: Any, *, method: str, address: str,
+    state: dict[str, Any], begin: Callable[[int, Pairs], Pipe | None],
 ) -> tuple[Answer | None, dict[str, Any]]:  # fmt: skip
     """Have an ASGI application answer a request; also return the scope as the router left it.
 
     A stream is sent when this returns, and its answer has no body; `begin` is what begins one.
+    `address`: whose request it is.
     """
     names = dict.fromkeys(scope.headers.keys())
     pairs = [(k.encode(), v.encode()) for k, v in scope.headers.items()]
     pairs += [(k.encode(), UNREADABLE) for k in names if scope.headers.get(k) is None]
-    peer = scope.headers.get(PEER) or ""
     asgi_scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -148,7 +146,7 @@ async def answer_of(
         "query_string": scope.query_string.encode(),
         "root_path": "",
         "headers": pairs,
-        "client": _address(peer),
+        "client": (address, 0),
         "server": _address(scope.server),
         "state": state,
         "extensions": {},

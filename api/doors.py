@@ -39,6 +39,7 @@ from core.errors import (
     InvalidCustomerToken,
     NotFound,
     OutcomeUnknown,
+    PlanLimit,
     Refusal,
     Unavailable,
 )
@@ -240,7 +241,7 @@ class Doors:
         # Most codes are redeemed once: only who comes back is worth learning.
         is_known = self._redeemer.knows(caller, call.name)
         try:
-            async with self._room(caller, self._redeemer.live_of_code(caller, call.name)):
+            async with self._room(call, caller, self._redeemer.live_of_code(caller, call.name)):
                 answered = await self._redeemer.redeem(caller, call.name, new, key)
         except NotFound as fault:
             self._note(caller, call, new, fault.code)
@@ -259,7 +260,7 @@ class Doors:
             raise NotFound("There is no flash sale with this id.")
         if not caller.is_secret:
             await self._check_browser(caller, sale_id, new)
-        async with self._room(caller, self._redeemer.live_of_sale(caller, sale_id)):
+        async with self._room(call, caller, self._redeemer.live_of_sale(caller, sale_id)):
             answered = await self._redeemer.claim(caller, sale_id, new, key)
         if isinstance(answered, Refusal):
             self._note(caller, call, new, answered.code)
@@ -294,12 +295,22 @@ class Doors:
             self._plain.learn_redeems(call.path, token, caller, norm, sale_id)
 
     def _room(
-        self, caller: Caller, live: LiveLease | None
+        self, call: HotCall, caller: Caller, live: LiveLease | None
     ) -> contextlib.AbstractAsyncContextManager[None]:
         """Let a plan's end be looked at where PostgreSQL decides; a lease was armed within it."""
         if live is not None:
             return contextlib.nullcontext()
-        return self._services.meter.room_for_redemptions(caller)
+        return self._services.meter.room_for_redemptions(
+            caller, is_replay=lambda: self._is_replay(call, caller)
+        )
+
+    async def _is_replay(self, call: HotCall, caller: Caller) -> bool:
+        key = key_of(call.idempotency_key)
+        if key is None:
+            return False
+        sale_id = _parsed_id("fls", call.name) if call.path.endswith("/claim") else None
+        code = call.name if sale_id is None else None
+        return await self._redeemer.was_decided(caller, code, sale_id, key)
 
     def _metered(self) -> Iterator[tuple[UUID, int]]:
         """Return the calls of each project that the compiled doors have answered since."""
@@ -326,7 +337,12 @@ class Doors:
         token = (call.authorization or b"")[7:]
         # Before more is drawn: the doors may have it, and leave this body to the general way.
         self._take_back(token)
-        ticket = await self._services.let_in(caller)
+        try:
+            ticket = await self._services.let_in(caller)
+        except PlanLimit:
+            if not await self._is_replay(call, caller):
+                raise
+            return Ticket(caller, False)
         if (
             ticket.standing is not None
             and self._services.keys.peek(token) is caller

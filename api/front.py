@@ -19,9 +19,10 @@ import structlog
 from granian._granian import RSGIProtocolClosed
 
 from api import bodies, metrics, rates
-from api.bridge import PEER, ASGIApp, Body, Pairs, answer_of, header
+from api.bridge import ASGIApp, Body, Pairs, answer_of, header
 from api.errors import PROBLEM, Answer
 from api.lifespan import Entrance, HotCall, HotDoors, Services
+from api.peers import Peers
 from api.streams import Pipe
 from core import audit_log, ids
 from core.errors import Fault, Unavailable
@@ -88,6 +89,7 @@ class Front:
         self._wording: set[asyncio.Task[None]] = set()
         self._services = services
         self._allowed = allowed
+        self._peers = Peers(services.settings)
         # Made in the worker, after the fork: no two processes share one.
         self._process = "".join(secrets.choice(ids.ALPHABET) for _ in range(PROCESS_LENGTH))
         self._numbers = itertools.count(1)
@@ -219,7 +221,7 @@ class Front:
         method = "GET" if scope.method == "HEAD" else scope.method
         state: dict[str, Any] = {"request_id": request_id}
         route = "unknown"
-        peer = (scope.headers.get(PEER) or "").rpartition(":")[0] or None
+        address = self._peers.of(scope.headers)
 
         def begin(status: int, pairs: Pairs) -> Pipe | None:
             sent = _headed(scope, pairs, request_id, state.get("ticket"))
@@ -230,11 +232,17 @@ class Front:
 
         with (
             structlog.contextvars.bound_contextvars(request_id=request_id),
-            audit_log.asked_from(request_id, peer),
+            audit_log.asked_from(request_id, address or None),
         ):
             try:
                 answer, asgi_scope = await answer_of(
-                    self._app, scope, protocol, method=method, state=state, begin=begin
+                    self._app,
+                    scope,
+                    protocol,
+                    method=method,
+                    address=address,
+                    state=state,
+                    begin=begin,
                 )
                 route = asgi_scope.get("path_template") or "unknown"
             except Exception:

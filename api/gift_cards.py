@@ -14,7 +14,6 @@ from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import lookups
-from core.api_keys import Caller
 from core.gift_cards import cards, ledger
 from core.gift_cards.cards import Bulk, GiftCard, GiftCardPatch, Lookup, NewBulk, NewGiftCard
 from core.gift_cards.ledger import (
@@ -27,7 +26,6 @@ from core.gift_cards.ledger import (
     Transfer,
 )
 from core.imports import FORMULA
-from core.lookups import Asker
 
 Req = Request[Any, Any, Any]
 _FILTERS: Final = ("status", "customer_id", "last_four", "batch_id")
@@ -35,12 +33,6 @@ _COLUMNS: Final = (
     "transaction_id", "type", "amount", "change", "balance", "currency", "reference", "order_id",
     "reason", "created_at",
 )  # fmt: skip
-
-
-def asker_of(request: Req, caller: Caller) -> Asker:
-    """Return who looks a code up, and from where."""
-    client = request.scope.get("client")
-    return Asker(caller, client[0] if client else "")
 
 
 @post(
@@ -131,7 +123,7 @@ def _table(
 )
 async def look_up(request: Req) -> Response[bytes]:
     """Return the card with a code; to a browser its balance, currency and end alone."""
-    asker = asker_of(request, await auth.any_caller(request))
+    asker = auth.asker_of(request, await auth.any_caller(request))
     _, given = await bodies.received(request, Lookup)
     services: Services = request.app.state.services
     async with (
@@ -150,7 +142,7 @@ async def look_up(request: Req) -> Response[bytes]:
 async def redeem_by_code(request: Req) -> Response[bytes]:
     """Take an amount off the card with a code."""
     caller = await auth.secret_caller(request)
-    asker = asker_of(request, caller)
+    asker = auth.asker_of(request, caller)
     raw, new = await bodies.received(request, SpendByCode)
     services: Services = request.app.state.services
     given = Lookup(code=new.code, pin=new.pin)

@@ -42,6 +42,15 @@ def given_key(request: "Request[Any, Any, Any]") -> str | None:
     return key_of(next((v for k, v in headers if k == b"idempotency-key"), None))
 
 
+async def is_replay(request: "Request[Any, Any, Any]", caller: Caller) -> bool:
+    """Whether a write was done before under its key; it is told again where a plan has ended."""
+    key = None if request.method == "GET" else given_key(request)
+    services: Services = request.app.state.services
+    if key is None:
+        return False
+    return await idempotency.is_kept(services.database, caller.project_id, key)
+
+
 class Write:
     """One write in its transaction: do the work on `conn` unless `is_done`, then `answer`."""
 

@@ -10,7 +10,6 @@ from litestar.response import Response
 from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.flash_sales import desk_of
-from api.gift_cards import asker_of
 from api.lifespan import Services
 from core import checkouts, conversions, db, ids, lookups, receipts, redemptions
 from core.api_keys import Caller
@@ -100,17 +99,18 @@ async def create(request: Req) -> Response[bytes]:
     """Redeem up to 30 codes for one order, all or none or the best, and pay with gift cards."""
     caller = await auth.secret_caller(request)
     raw, new = await bodies.received(request, NewCheckout)
-    asker = asker_of(request, caller)
+    asker = auth.asker_of(request, caller, new.customer_id)
     services: Services = request.app.state.services
     new = services.contexts.hidden(caller.project_id, new)
     async with (
         lookups.counted(services.database, asker),
-        services.meter.room_for_redemptions(caller, len(new.codes)),
+        services.meter.room_for_redemptions(
+            caller, len(new.codes), is_replay=lambda: idempotency.is_replay(request, caller)
+        ),
         idempotency.write(request, caller, raw) as work,
     ):
         if not work.is_done:
-            done = await checkouts.check_out(work.conn, asker, services.vault, new)
-            work.answer(200, done)
+            work.answer(200, await checkouts.check_out(work.conn, asker, services.vault, new))
     return work.response()
 
 

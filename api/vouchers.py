@@ -8,7 +8,7 @@ from litestar.response import Response
 from api import answers, auth, bodies, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import validations, vouchers
+from core import lookups, validations, vouchers
 from core.validations import Question, Verdict
 from core.vouchers import NewVoucher, Voucher, VoucherPatch
 
@@ -85,9 +85,13 @@ async def validate(request: Req, code: str) -> Response[bytes]:
     caller = await auth.any_caller(request)
     _, question = await bodies.received(request, Question)
     services: Services = request.app.state.services
-    async with services.database.transaction(caller.project_id) as conn:
+    asker = auth.asker_of(request, caller, question.customer_id)
+    async with (
+        lookups.counted(services.database, asker),
+        services.database.transaction(caller.project_id) as conn,
+    ):
         await validations.meet(conn, caller, question)
-        return answers.ok(await validations.validate(conn, caller, code, question))
+        return answers.ok(await validations.look_up(conn, asker, code, question))
 
 
 @post(

@@ -69,7 +69,7 @@ async def forget(
     """
     email = emails.read(given.email)
     limits = {
-        f"reset address:{visitor.address}": ADDRESS_RESETS_MAX,
+        f"reset address:{lookups.network_of(visitor.address)}": ADDRESS_RESETS_MAX,
         f"reset {hashlib.sha256(email.encode()).hexdigest()}": EMAIL_RESETS_MAX,
     }
     async with database.transaction(NO_PROJECT, reads_only=True) as conn:

@@ -60,6 +60,13 @@ class Once:
         self.kept = (status, body)
 
 
+async def is_kept(database: db.Database, project_id: UUID, key: str) -> bool:
+    """Whether an answer is kept under a key."""
+    async with database.transaction(project_id, reads_only=True) as conn:
+        stored = await db.one(conn, "idempotency.get", Stored, project_id=project_id, key=key)
+    return stored is not None
+
+
 class Refused(Exception):
     """Rolls the transaction back for a refusal, which is never stored against a key."""
 

@@ -4,6 +4,8 @@ Counted in PostgreSQL, so that all nodes share the count; only a failure writes.
 are under way at once are counted when they have failed, so as many more than the limit may.
 """
 
+import hashlib
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -26,19 +28,32 @@ CARD_FAILURES_MAX: Final = 5
 
 
 class Asker(msgspec.Struct, frozen=True):
-    """Who looks something up, from which address."""
+    """Who looks something up, from which address, and for which of the shop's customers."""
 
     caller: Caller
     address: str
+    customer: str | None = None
 
     @property
     def limits(self) -> dict[str, int]:
         """How often each scope may fail in a minute. A shop's server is one address for all."""
         of_address = KEY_FAILURES_MAX if self.caller.is_secret else ADDRESS_FAILURES_MAX
-        return {
+        limits = {
             self.caller.actor: KEY_FAILURES_MAX,
-            f"address:{self.address}": of_address,
+            f"address:{network_of(self.address)}": of_address,
         }
+        if self.customer is not None and self.caller.is_secret:
+            # Whom a browser names is no fact. Not in plain text: an erase need not look here.
+            digest = hashlib.sha256(f"{self.caller.project_id} {self.customer}".encode())
+            limits[f"customer:{digest.hexdigest()}"] = ADDRESS_FAILURES_MAX
+        return limits
+
+
+def network_of(address: str) -> str:
+    """Return whom failures of an address are counted for: of IPv6, where one has 2^64, the /64."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network(f"{address}/64", strict=False))
 
 
 class UnknownCode(NotFound):

@@ -81,7 +81,7 @@ async def sign_up(
     email = emails.read(new.email)
     project = NewProject(name=new.project_name, currency=new.currency, time_zone=new.time_zone)
     projects.check(project)
-    scope = f"sign-up address:{visitor.address}"
+    scope = f"sign-up address:{lookups.network_of(visitor.address)}"
     async with database.transaction(NO_PROJECT, reads_only=True) as conn:
         await lookups.check(conn, NO_PROJECT, {scope: ADDRESS_SIGN_UPS_MAX})
     await lookups.count(database, NO_PROJECT, [scope])
@@ -143,7 +143,7 @@ async def tried(database: db.Database, email: str, visitor: Visitor) -> AsyncIte
     Raises: TooManyAttempts, where that was too often in this minute.
     """
     limits = {
-        f"log-in address:{visitor.address}": ADDRESS_FAILURES_MAX,
+        f"log-in address:{lookups.network_of(visitor.address)}": ADDRESS_FAILURES_MAX,
         f"log-in {hashlib.sha256(email.encode()).hexdigest()}": EMAIL_FAILURES_MAX,
     }
     async with database.transaction(NO_PROJECT, reads_only=True) as conn:

@@ -104,6 +104,16 @@ class Redeemer:
             await self._terms.load(caller.project_id, norm)
         return await self._redeem_in_ledger(caller, norm, new, key)
 
+    async def was_decided(
+        self, caller: Caller, code: str | None, sale_id: UUID | None, key: str
+    ) -> bool:
+        """Whether a redeem of a code, or a claim of a sale, is in the ledger under this key."""
+        async with self._database.transaction(caller.project_id, reads_only=True) as conn:
+            return await db.value(
+                conn, "redemptions.is_decided", bool, project_id=caller.project_id,
+                code_norm=code and codes.normalise(code), sale_id=sale_id, key=key,
+            )  # fmt: skip
+
     async def claim(
         self, caller: Caller, sale_id: UUID, new: NewRedemption, key: str | None
     ) -> Redemption | Refusal:

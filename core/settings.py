@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Answered flash wins, in units, that may wait for PostgreSQL; frozen in a lease at arming."""
     webhook_allow: str = ""
     """Networks that webhooks may reach though not public, and by http, too: 10.0.0.0/8, ::1."""
+    trusted_proxies: str = ""
+    """Networks whose X-Forwarded-For, or else Forwarded, is believed: 10.0.0.0/8, ::1."""
     trim_keep_s: int = 3_600
     """Seconds a settled win stays in the stream: what a restored PostgreSQL can be given back."""
 
@@ -229,11 +231,12 @@ def _check_ranges(settings: Settings) -> None:
             raise SettingsError(
                 f"{PREFIX}{name.upper()} must start with {' or '.join(s + '://' for s in schemes)}"
             )
-    try:
-        for text in filter(None, map(str.strip, settings.webhook_allow.split(","))):
-            ipaddress.ip_network(text)
-    except ValueError as error:
-        raise SettingsError(f"{PREFIX}WEBHOOK_ALLOW must list networks: {error}") from None
+    for name in ("webhook_allow", "trusted_proxies"):
+        try:
+            for text in filter(None, map(str.strip, getattr(settings, name).split(","))):
+                ipaddress.ip_network(text)
+        except ValueError as error:
+            raise SettingsError(f"{PREFIX}{name.upper()} must list networks: {error}") from None
     if len(settings.secret) < SECRET_CHARACTERS_MIN:
         raise SettingsError(
             f"{PREFIX}SECRET must have at least {SECRET_CHARACTERS_MIN} characters; make one "

@@ -7,7 +7,7 @@ counted here: the ledger has them.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Final
@@ -145,9 +145,16 @@ class Meter:
         return spent
 
     @asynccontextmanager
-    async def room_for_redemptions(self, caller: Caller, count: int = 1) -> AsyncIterator[None]:
+    async def room_for_redemptions(
+        self,
+        caller: Caller,
+        count: int = 1,
+        *,
+        is_replay: Callable[[], Awaitable[bool]],
+    ) -> AsyncIterator[None]:
         """Let redemptions be decided where the plan has room for so many more. Raises: PlanLimit.
 
+        `is_replay` says whether they were decided before: then there is nothing to have room for.
         Concurrency: of an account that stops at its quota, one process decides one at a time; so
         several processes may go beyond it by one each. Cost: nothing on a plan that goes on.
         """
@@ -159,7 +166,7 @@ class Meter:
         async with self._locks.setdefault(caller.project_id, asyncio.Lock()):
             async with self._database.connection(reads_only=True) as conn:
                 rest = await db.one(conn, "usage.quota_rest", int, project_id=caller.project_id)
-            if rest is not None and rest < count:
+            if rest is not None and rest < count and not await is_replay():
                 raise no_redemptions()
             yield
 

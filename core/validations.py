@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from core import customers, db, quotes, vouchers
+from core import customers, db, lookups, quotes, vouchers
 from core.api_keys import Caller
 from core.errors import Fault, Forbidden, Invalid, NotFound, Refusal
+from core.lookups import Asker, UnknownCode
 from core.quotes import Quote, Request
 from core.redemptions import NewRedemption, Terms
 from core.rules import codes, limits, money
@@ -126,6 +127,20 @@ async def validate(
         conn, "vouchers.tell_validated", project_id=caller.project_id, id=stored.id, data=told
     )
     return verdict
+
+
+async def look_up(
+    conn: db.Connection, asker: Asker, code_or_id: str, question: Question
+) -> Verdict:
+    """Validate for who may be guessing. Call inside `lookups.counted`.
+
+    Raises: UnknownCode, TooManyAttempts; Invalid.
+    """
+    await lookups.check(conn, asker.caller.project_id, asker.limits)
+    try:
+        return await validate(conn, asker.caller, code_or_id, question)
+    except NotFound as fault:
+        raise UnknownCode(fault.detail) from None
 
 
 async def _judged(

@@ -35,6 +35,8 @@ from tests.conftest import TEMPLATE, fresh_database, settings_on, temporary_data
 
 START_TIMEOUT_S = 20.0
 PASSWORD = "correct horse battery"
+# Who connects from here may say whose request it is.
+PROXY = "127.9.9.9"
 _people = itertools.count(1)
 _hosts = itertools.count(2)
 
@@ -119,6 +121,7 @@ def api(servers: Servers, template_url: str) -> Iterator[Api]:
             "VAUCHFLOW_REDIS_URL": servers.redis_url,
             "VAUCHFLOW_SECRET": settings.secret,
             "VAUCHFLOW_LOG_FORMAT": "json",
+            "VAUCHFLOW_TRUSTED_PROXIES": f"{PROXY}/32",
             "VAUCHFLOW_LOG_LEVEL": "debug",
         }
         command = [sys.executable, "-m", "api", "--port", str(settings.port)]

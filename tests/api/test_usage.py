@@ -151,6 +151,43 @@ def test_the_free_plan_stops_at_its_redemptions_however_many_ask(
         assert used_of(client)[1] == 500
 
 
+def test_what_was_decided_before_is_told_again_where_the_free_plan_has_ended(
+    api: Api, make_project: Callable[..., Project]
+) -> None:
+    project = make_project(plan="free")
+    made = {"code": "ONCE", "discount_value": 5}
+    key, other = {"Idempotency-Key": "first"}, {"Idempotency-Key": "other"}
+    with api.client(project.secret_key) as client:
+        voucher = client.post("/v1/vouchers", json=made, headers=key)
+        won = client.post("/v1/vouchers/ONCE/redeem", json={"order_value": 9}, headers=key)
+        order = {"codes": ["ONCE"]}
+        both = client.post("/v1/redemptions", json=order, headers={"Idempotency-Key": "both"})
+        assert (won.status_code, both.status_code) == (200, 200), both.text
+        api.rows(
+            "insert into vf.redemptions (project_id, lease_id, seq, id, voucher_id, "
+            "idempotency_key, fingerprint, order_value_minor, discount_minor, redeemed_at) "
+            "select v.project_id, v.id, n + 2, gen_random_uuid(), v.id, n::text, '', 0, 0, "
+            "clock_timestamp() from vf.vouchers v, generate_series(1, 498) n "
+            "where v.project_id = $1", project.id,
+        )  # fmt: skip
+        for _ in range(2):
+            # First the redemptions have come to their end, then the calls as well.
+            again = client.post("/v1/vouchers/ONCE/redeem", json={"order_value": 9}, headers=key)
+            assert (again.status_code, again.json()) == (200, won.json())
+            again = client.post("/v1/redemptions", json=order, headers={"Idempotency-Key": "both"})
+            assert (again.status_code, again.json()) == (200, both.json())
+            again = client.post("/v1/vouchers", json=made, headers=key)
+            assert (again.status_code, again.json()) == (201, voucher.json())
+            changed = client.post("/v1/vouchers/ONCE/redeem", json={"order_value": 8}, headers=key)
+            assert changed.status_code == 422
+            new = client.post("/v1/vouchers/ONCE/redeem", json={"order_value": 9}, headers=other)
+            assert new.status_code == 402
+            set_calls(api, project, 1_000)
+            time.sleep(1.2)
+        assert client.post("/v1/vouchers", json=made, headers=other).status_code == 402
+        assert used_of(client)[1] == 500
+
+
 def test_a_lease_takes_no_more_than_the_plan_has_room_for(
     api: Api, make_project: Callable[..., Project]
 ) -> None:

@@ -165,3 +165,13 @@ SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.or
 -- name: crowd_version :one
 -- The version under which a voucher's crowd may be told anything now.
 SELECT v.crowd_version FROM vf.vouchers v WHERE v.project_id = @project_id AND v.id = @voucher_id;
+
+-- name: is_decided :one
+-- Whether a redemption of a code, or of a sale's voucher, is in the ledger under an idempotency key.
+SELECT EXISTS (SELECT 1 FROM vf.redemptions r
+                WHERE r.idempotency_key = @key AND r.project_id = @project_id
+                  AND r.voucher_id = (SELECT v.id FROM vf.vouchers v
+                                       WHERE v.project_id = @project_id AND v.code_norm = @code_norm
+                                       UNION ALL
+                                      SELECT s.voucher_id FROM vf.flash_sales s
+                                       WHERE s.project_id = @project_id AND s.id = @sale_id LIMIT 1)) AS is_decided;
