@@ -71,6 +71,7 @@ operations
   tenants         accounts, projects and users that no person made
   projects        make, change, put away
   billing         plans of accounts, and their invoices
+  notices         mails to owners: a quota or budget is used
   usage           calls counted, and where a plan ends
   rate_limits     how often somebody may ask
   sessions        where people are logged in, and what they may do

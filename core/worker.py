@@ -29,6 +29,7 @@ from core import (
     detections,
     events,
     holds,
+    notices,
     publications,
     signals,
     verifications,
@@ -39,6 +40,7 @@ from core.flash_sales import SaleDesk
 from core.gift_cards import ledger
 from core.gift_cards.vault import Vault
 from core.hot.nodes import connect
+from core.mails import Mailer
 from core.settings import Settings
 
 # The start itself is judged by the store's clock inside the armed sale; this only has to come
@@ -80,6 +82,8 @@ async def run(settings: Settings) -> None:
     desk = SaleDesk(database, client, settings)
     vault = Vault(settings.secret)
     teller = blocks.Teller(database, client)
+    mailer = Mailer(settings)
+    mailing = asyncio.create_task(mailer.run())
     books = asyncio.create_task(verifications.keep(settings, database))
     filling = asyncio.create_task(batches.run(database))
     pooling = asyncio.create_task(publications.run(database))
@@ -103,6 +107,7 @@ async def run(settings: Settings) -> None:
                 await tidy(database)
                 await blocks.forget(database)
                 await billing.finalize(database, billing.ByHand(), datetime.now(UTC))
+                await notices.tell(database, mailer, datetime.now(UTC))
             looks += 1
             await asyncio.sleep(LOOK_S)
     finally:
@@ -113,6 +118,8 @@ async def run(settings: Settings) -> None:
         await end(adding)
         await end(suspecting)
         await end(sending)
+        await mailer.drain()
+        await end(mailing)
         await client.aclose()
         await database.close()
 

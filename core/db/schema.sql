@@ -178,6 +178,17 @@ CREATE TABLE vf.invoices (
     PRIMARY KEY (account_id, month)
 );
 
+-- What owners were told of, once each. subject: api_calls, redemptions, or a budget's scope and label; period: a month and
+-- the plan it was on, or the budget's own.
+CREATE TABLE vf.notices (
+    project_id  uuid NOT NULL REFERENCES vf.projects (id),
+    subject     text NOT NULL,
+    period      text NOT NULL,
+    percent     bigint NOT NULL,
+    told_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (project_id, subject, period, percent)
+);
+
 -- Who changed what, from where. Append-only: vf_app may insert and read, never change. number, hash: a chain, each entry
 -- sealed together with the one before (vf.chain_audit).
 CREATE TABLE vf.audit_log (
@@ -1184,6 +1195,8 @@ REVOKE UPDATE ON vf.audit_log, vf.lease_grants, vf.outbox, vf.quarantine, vf.rel
 REVOKE UPDATE ON vf.gift_card_transactions, vf.gift_card_entries, vf.gift_card_payments FROM vf_app, vf_worker;
 REVOKE UPDATE ON vf.referral_history FROM vf_app, vf_worker;
 REVOKE INSERT, UPDATE ON vf.events FROM vf_app;
+REVOKE INSERT, UPDATE ON vf.notices FROM vf_app;
+REVOKE UPDATE ON vf.notices FROM vf_worker;
 REVOKE UPDATE ON vf.events FROM vf_worker;
 REVOKE UPDATE ON vf.delivery_attempts FROM vf_app, vf_worker;
 REVOKE INSERT, UPDATE ON vf.figures FROM vf_app;

@@ -156,7 +156,9 @@ def stretches(
         if hour < end:
             # Of several changes in an hour the last one counts.
             begun = [one for one in begun if one[0] < hour]
-            begun.append((hour, change.after))
+            # Who went there and back within an hour was on one plan all the time.
+            if not begun or begun[-1][1] != change.after:
+                begun.append((hour, change.after))
     ends = [start for start, _ in begun[1:]] + [end]
     return [
         Stretch(PLANS[name], start, until)

@@ -3,10 +3,11 @@
 import asyncio
 import csv
 import io
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from core import billing
 from core.db import Database
 from core.rules import plans
 from tests.api.conftest import Api, Project
+from tests.rules import reference_bill
 
 WRITTEN_WITHIN_S = 3.0
 _numbers = iter(range(10**6))
@@ -240,6 +242,20 @@ def test_other_plans_go_on_and_pay(api: Api, make_project: Callable[..., Project
     assert len(rows) == 2 + len(draft["lines"])
 
 
+def finalize(api: Api, now: datetime) -> None:
+    """Write invoices down as the worker does, twice."""
+
+    async def run() -> None:
+        database = await Database.open(api.settings.database_dsn("worker"), size_max=1)
+        try:
+            for _ in range(2):
+                await billing.finalize(database, billing.ByHand(), now)
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
 def test_a_month_that_is_over_is_billed_once_from_what_happened(
     api: Api, make_project: Callable[..., Project]
 ) -> None:
@@ -270,16 +286,7 @@ def test_a_month_that_is_over_is_billed_once_from_what_happened(
     )
     later = plans.next_month(last) + billing.FINAL_AFTER
 
-    async def finalize() -> int:
-        database = await Database.open(api.settings.database_dsn("worker"), size_max=1)
-        try:
-            return sum(
-                [await billing.finalize(database, billing.ByHand(), later) for _ in range(2)]
-            )
-        finally:
-            await database.close()
-
-    asyncio.run(finalize())
+    finalize(api, later)
     calls = sum(100 + n for n in range(601))
     expected_minor = 7_900 + ((calls - 50_000) * 3 + 5) // 10 + ((12_345 - 10_000) * 5 + 5) // 10
     stored = api.rows(
@@ -334,3 +341,54 @@ def test_the_database_and_the_rule_book_mean_the_same_plans(api: Api) -> None:
     for plan in plans.PLANS.values():
         [row] = api.rows("select vf.redemptions_until_stop($1), vf.projects_of_plan($1)", plan.name)
         assert tuple(row) == (plan.redemptions if plan.stops else None, plan.projects)
+
+
+def test_months_with_changes_of_plan_are_billed_to_the_cent_of_their_raw_events(
+    api: Api, make_project: Callable[..., Project]
+) -> None:
+    """Three months, drawn anew each time: events in the ledger, plans changed within hours."""
+    for year in (2021, 2022, 2023):
+        month = datetime(year, random.randint(1, 12), 1, tzinfo=UTC)
+        minutes = int((plans.next_month(month) - month).total_seconds() // 60)
+        names = [random.choice(sorted(plans.PLANS)) for _ in range(5)]
+        ats = sorted(random.sample(range(minutes), 4))
+        steps = [(month + timedelta(minutes=at), p) for at, p in zip(ats, names[1:], strict=True)]
+        project = make_project(plan=names[-1])
+        [[account]] = api.rows(
+            "update vf.accounts a set created_at = $2 from vf.projects p "
+            "where p.id = $1 and a.id = p.account_id returning a.id",
+            project.id, datetime(2020, 1, 1, tzinfo=UTC),
+        )  # fmt: skip
+        for before, (at, after) in zip(names, steps, strict=False):
+            api.rows(
+                "insert into vf.plan_changes (account_id, at, before, after) "
+                "values ($1, $2, $3, $4)", account, at, before, after,
+            )  # fmt: skip
+        with api.client(project.secret_key) as client:
+            voucher(client)
+        api.rows(
+            "insert into vf.redemptions (project_id, lease_id, seq, id, voucher_id, "
+            "idempotency_key, fingerprint, order_value_minor, discount_minor, redeemed_at) "
+            "select v.project_id, v.id, n, gen_random_uuid(), v.id, n::text, '', 0, 0, "
+            "$2::timestamptz + random() * $3 * interval '1 minute' from vf.vouchers v, "
+            "generate_series(1, 4000) n where v.project_id = $1",
+            project.id, month, minutes,
+        )  # fmt: skip
+        api.rows(
+            "insert into vf.usage_hours select $1, $2::timestamptz + n * interval '1 hour', "
+            "(random() * 200)::bigint from generate_series(0, $3) n",
+            project.id, month, minutes // 60 - 1,
+        )  # fmt: skip
+        raw = api.rows(
+            "select redeemed_at, 0::bigint, 1::bigint from vf.redemptions where project_id = $1 "
+            "union all select hour, call_count, 0 from vf.usage_hours "
+            "where project_id = $1 and hour < $2",
+            project.id, plans.next_month(month),
+        )  # fmt: skip
+
+        finalize(api, plans.next_month(month) + billing.FINAL_AFTER)
+
+        [[total]] = api.rows("select total_minor from vf.invoices where account_id = $1", account)
+        events = [(at.astimezone(UTC), calls, redeemed) for at, calls, redeemed in raw]
+        assert len(events) >= 4_000
+        assert total == reference_bill.total_minor(month, names[0], steps, events), (month, steps)

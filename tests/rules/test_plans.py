@@ -4,15 +4,17 @@ import itertools
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.rules import plans
 from core.rules.plans import Change, Hour, Line
+from tests.rules import reference_bill
 
 MONTH = datetime(2026, 11, 1, tzinfo=UTC)
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 HOURS = 720
+Event = tuple[datetime, int, int]
 
 
 def bill_of(
@@ -112,3 +114,54 @@ def test_however_often_a_plan_changes_every_hour_is_paid_once(
     assert parts[0].start == MONTH
     assert all(a.end == b.start for a, b in itertools.pairwise(parts))
     assert parts[-1].plan.name == before
+
+
+MONTHS = st.builds(
+    lambda year, month: datetime(year, month, 1, tzinfo=UTC),
+    st.integers(2024, 2027), st.integers(1, 12),
+)  # fmt: skip
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> tuple[datetime, list[tuple[datetime, str]], list[Event]]:
+    """Draw a month, an account's way through the plans around it, and what it asked for."""
+    month = draw(MONTHS)
+    minutes = int((plans.next_month(month) - month).total_seconds() // 60)
+    # From half a month before, and often enough in the same hour.
+    steps = draw(st.lists(
+        st.tuples(st.integers(-minutes // 2, minutes - 1), st.sampled_from(sorted(plans.PLANS))),
+        max_size=8, unique_by=lambda step: step[0],
+    ))  # fmt: skip
+    events = draw(st.lists(
+        st.tuples(st.integers(0, minutes - 1), st.integers(0, 90_000), st.integers(0, 30_000)),
+        max_size=12,
+    ))  # fmt: skip
+    return (
+        month,
+        [(month + timedelta(minutes=at), plan) for at, plan in sorted(steps)],
+        [(month + timedelta(minutes=at), *counts) for at, *counts in events],
+    )
+
+
+@given(lives(), st.sampled_from(sorted(plans.PLANS)))
+@example(
+    (MONTH, [(MONTH + timedelta(minutes=m), p) for m, p in ((61, "scale"), (62, "starter"))], []),
+    "starter",
+)
+def test_a_month_comes_to_the_cent_of_what_its_events_add_up_to(
+    life: tuple[datetime, list[tuple[datetime, str]], list[Event]], first: str
+) -> None:
+    month, steps, events = life
+    changes, before = [], first
+    for at, after in steps:
+        changes.append(Change(at, before, after))
+        before = after
+    hours = [Hour(plans.hour_of(at), calls, redeemed) for at, calls, redeemed in events]
+
+    parts = plans.stretches(month, before, LONG_AGO, changes)
+    bill = plans.bill(month, parts, hours)
+
+    assert bill.total_minor == reference_bill.total_minor(month, first, steps, events)
+    assert bill.calls == sum(calls for _, calls, _ in events)
+    # Both halves of a change are there, and no plan is twice in a row.
+    assert all(a.plan != b.plan for a, b in itertools.pairwise(parts))
