@@ -7,6 +7,7 @@ Every operation needs the scope of its noun, `vouchers:read` for GET and what ch
 `vouchers:write` for the rest; a key without scopes has all of them.
 """
 
+import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from litestar.handlers import BaseRouteHandler
 
 from api import idempotency
 from api.lifespan import Services
-from core import ids, projects, sessions
+from core import confirmations, ids, projects, sessions
 from core.api_keys import Caller
 from core.errors import (
     Forbidden,
@@ -26,6 +27,7 @@ from core.errors import (
     OriginNotAllowed,
     PlanLimit,
     Unauthenticated,
+    Unavailable,
 )
 from core.lookups import Asker
 from core.sessions import Role, Session, Visitor
@@ -210,6 +212,16 @@ def asker_of(request: Request[Any, Any, Any], caller: Caller, customer: str | No
     """Return who looks a code up, from where and for which customer."""
     client = request.scope["client"]
     return Asker(caller, client[0] if client else "", customer)
+
+
+def ask_for_confirmation(services: Services, session: Session) -> None:
+    """Mail who has just signed up; where too many mails wait, they ask for it themselves."""
+    with contextlib.suppress(Unavailable):
+        services.mailer.send(
+            confirmations.mail(
+                services.settings, session.user_id, session.email, session.created_at
+            )
+        )
 
 
 def visitor_of(request: Request[Any, Any, Any]) -> Visitor:

@@ -1,5 +1,6 @@
 """/v1/auth/password, /v1/auth/password-reset and /v1/auth/second-factor"""
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -9,7 +10,8 @@ from litestar.response import Response
 from api import answers, auth, bodies, metrics
 from api.docs import shape
 from api.lifespan import Services
-from core import credentials
+from core import confirmations, credentials
+from core.confirmations import Confirmation
 from core.credentials import FirstCode, ForgottenPassword, NewPassword, PasswordChange, Proof
 from core.second_factors import RecoveryCodes, SecondFactor
 
@@ -51,6 +53,37 @@ async def reset(request: Req) -> Response[bytes]:
     await credentials.reset(services.database, services.settings, given)
     metrics.count("person.password_reset")
     return answers.ok(Done(status="changed"))
+
+
+@post(
+    "/v1/auth/email-confirmation", operation_id="auth.ask_for_confirmation", status_code=200,
+    opt=shape(answer=Done, asker="person"),
+)  # fmt: skip
+async def ask(request: Req) -> Response[bytes]:
+    """Send the mail that asks whether an e-mail is the person's once more."""
+    session = await auth.session_of(request)
+    await bodies.received_nothing(request)
+    services: Services = request.app.state.services
+    mail = await confirmations.again(
+        services.database, services.settings, session, datetime.now(UTC)
+    )
+    if mail is not None:
+        services.mailer.send(mail)
+    return answers.ok(Done(status="confirmed" if mail is None else "sent"))
+
+
+@post(
+    "/v1/auth/email-confirmation/confirm", operation_id="auth.confirm_email", status_code=200,
+    opt=shape(body=Confirmation, answer=Done, asker="anybody"),
+)  # fmt: skip
+async def confirm_email(request: Req) -> Response[bytes]:
+    """Confirm an e-mail by what the mail holds."""
+    auth.check_same_site(request)
+    _, given = await bodies.received(request, Confirmation)
+    services: Services = request.app.state.services
+    await confirmations.confirm(services.database, services.settings, given, datetime.now(UTC))
+    metrics.count("person.email_confirmed")
+    return answers.ok(Done(status="confirmed"))
 
 
 @post(
@@ -112,4 +145,4 @@ async def remove(request: Req) -> Response[bytes]:
     return answers.ok(Done(status="removed"))
 
 
-ROUTES: Final = [forget, reset, change, begin, confirm, remove]
+ROUTES: Final = [forget, reset, ask, confirm_email, change, begin, confirm, remove]

@@ -34,6 +34,7 @@ class Me(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     email: str
     name: str | None
+    is_email_confirmed: bool
     has_second_factor: bool
     projects: list[Membership]
     csrf_token: str
@@ -77,6 +78,7 @@ def shown(services: Services, token: str, session: Session) -> Me:
         id=ids.format_id("usr", session.user_id),
         email=session.email,
         name=session.name,
+        is_email_confirmed=session.is_email_confirmed,
         has_second_factor=session.has_second_factor,
         projects=[
             Membership(
@@ -113,6 +115,7 @@ async def sign_up(request: Req) -> Response[bytes]:
     token, session = await people.sign_up(
         services.database, services.settings, new, auth.visitor_of(request)
     )
+    auth.ask_for_confirmation(services, session)
     metrics.count("person.signed_up")
     return _welcomed(services, 201, token, session)
 

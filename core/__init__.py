@@ -61,6 +61,7 @@ operations
   fraud           what they found, what was decided about it, and the rules of a project
   blocks          who and what may not redeem
   credentials     passwords changed or forgotten, second factors given and taken
+  confirmations   whether an e-mail is the person's
   people          who has an account: sign up, log in
   members         who is in a project, as what, and who was asked
   second_factors  an app's codes, and recovery codes

@@ -56,6 +56,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     email: str
     name: str | None
     has_second_factor: bool
+    is_email_confirmed: bool
     created_at: datetime
     expires_at: datetime
     memberships: list[Membership]
@@ -81,6 +82,7 @@ class _Found(msgspec.Struct, frozen=True):
     has_second_factor: bool
     created_at: datetime
     expires_at: datetime
+    is_email_confirmed: bool
 
 
 class LoggedIn(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,8 +146,8 @@ async def find(database: db.Database, token: str, *, secret: str) -> Session:
         )  # fmt: skip
     return Session(
         id=found.session_id, user_id=found.user_id, email=found.email, name=found.name,
-        has_second_factor=found.has_second_factor, created_at=found.created_at,
-        expires_at=found.expires_at, memberships=memberships,
+        has_second_factor=found.has_second_factor, is_email_confirmed=found.is_email_confirmed,
+        created_at=found.created_at, expires_at=found.expires_at, memberships=memberships,
     )  # fmt: skip
 
 

@@ -136,6 +136,7 @@ async def sign_up(request: Req) -> Response[bytes]:
         )
     except Fault as fault:
         return _sign_up_page(request, given, fault)
+    auth.ask_for_confirmation(services, session)
     first = f"{visits.root_of(session.memberships[0])}/first-steps"
     return pages.redirect(first, {"Set-Cookie": auth.cookie(services, token)})
 

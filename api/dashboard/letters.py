@@ -1,5 +1,6 @@
 """What mails lead to: a new password, and a place in somebody's project."""
 
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -10,7 +11,8 @@ from api import auth
 from api.dashboard import entry, forms, pages, visits
 from api.dashboard.forms import Field
 from api.lifespan import Services
-from core import credentials, members, people
+from core import confirmations, credentials, members, people
+from core.confirmations import Confirmation
 from core.credentials import ForgottenPassword, NewPassword
 from core.errors import Fault
 from core.people import SignUp
@@ -126,9 +128,10 @@ async def _joined(request: Req, given: forms.Given) -> dict[str, str]:
     except visits.LogInFirst:
         fields = (Field("email", "E-mail"), _PASSWORD)
         new = forms.read(SignUp, fields, given, "UTC", {"invitation": token})
-        made, _ = await people.sign_up(
+        made, session = await people.sign_up(
             services.database, services.settings, new, auth.visitor_of(request)
         )
+        auth.ask_for_confirmation(services, session)
         return {"Set-Cookie": auth.cookie(services, made)}
     visits.check_csrf(request, given)
     asked = await members.invited(services.database, services.settings, token)
@@ -137,6 +140,34 @@ async def _joined(request: Req, given: forms.Given) -> dict[str, str]:
     return {}
 
 
+def _confirm_page(request: Req, token: str, fault: Fault | None = None) -> Response[bytes]:
+    return entry.shown(
+        request, {}, fault, "Confirm your e-mail", (), ("", "/dashboard", "Not now"),
+        hidden={"token": token}, note="Then we know that our mails reach you.",
+    )  # fmt: skip
+
+
+@get("/dashboard/confirm-email", operation_id="dashboard.confirm_page")
+async def confirm_page(request: Req) -> Response[bytes]:
+    """Show the button that the mail's link leads to: looking alone confirms nothing."""
+    return _confirm_page(request, request.query_params.get("token", ""))
+
+
+@post("/dashboard/confirm-email", operation_id="dashboard.confirm")
+async def confirm(request: Req) -> Response[bytes]:
+    """Write down that the e-mail is theirs, whoever is logged in."""
+    auth.check_same_site(request)
+    given = await forms.received(request)
+    services: Services = request.app.state.services
+    try:
+        asked = forms.read(Confirmation, (_TOKEN,), given, "UTC")
+        await confirmations.confirm(services.database, services.settings, asked, datetime.now(UTC))
+    except Fault as fault:
+        return _confirm_page(request, given.get("token", ""), fault)
+    return pages.redirect("/dashboard")
+
+
 ROUTES: Final = [
     forgotten_page, forgotten, reset_page, reset, invitation_page, invitation,
+    confirm_page, confirm,
 ]  # fmt: skip

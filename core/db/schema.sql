@@ -30,6 +30,7 @@ CREATE TABLE vf.users (
     totp_since      timestamptz,
     totp_step       bigint NOT NULL DEFAULT 0,
     recovery_codes  bytea[] NOT NULL DEFAULT '{}',
+    email_confirmed_at  timestamptz,
     CONSTRAINT users_email_key UNIQUE (email)
 );
 
@@ -1391,17 +1392,27 @@ $$;
 -- Whose session this is, nothing where it has ended. That it was used is written once a minute.
 CREATE FUNCTION vf.use_session(p_digest bytea, p_idle interval)
 RETURNS TABLE (session_id uuid, user_id uuid, email text, name text, has_second_factor boolean, created_at timestamptz,
-               expires_at timestamptz)
+               expires_at timestamptz, is_email_confirmed boolean)
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE vf.sessions s SET seen_at = clock_timestamp()
      WHERE s.digest = p_digest AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
        AND s.seen_at > clock_timestamp() - p_idle AND s.seen_at < clock_timestamp() - interval '1 minute';
-    SELECT s.id, u.id, u.email, u.name, u.totp_since IS NOT NULL, s.created_at, s.expires_at
+    SELECT s.id, u.id, u.email, u.name, u.totp_since IS NOT NULL, s.created_at, s.expires_at, u.email_confirmed_at IS NOT NULL
       FROM vf.sessions s JOIN vf.users u ON u.id = s.user_id
      WHERE s.digest = p_digest AND s.ended_at IS NULL AND s.expires_at > clock_timestamp()
        AND s.seen_at > clock_timestamp() - p_idle;
 $$;
+
+-- Says that a person's e-mail is theirs; whether there is such a person.
+CREATE FUNCTION vf.confirm_email(p_user uuid)
+RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE vf.users u SET email_confirmed_at = coalesce(u.email_confirmed_at, clock_timestamp()) WHERE u.id = p_user;
+    RETURN FOUND;
+END $$;
 
 -- Where a person may do something, and what.
 CREATE FUNCTION vf.projects_of(p_user uuid)
@@ -1612,6 +1623,7 @@ ALTER FUNCTION vf.create_project(uuid, uuid, text, text, text) OWNER TO vf_defin
 ALTER FUNCTION vf.person_by_email(text) OWNER TO vf_definer;
 ALTER FUNCTION vf.open_session(uuid, uuid, bytea, bytea, text, text, interval) OWNER TO vf_definer;
 ALTER FUNCTION vf.use_session(bytea, interval) OWNER TO vf_definer;
+ALTER FUNCTION vf.confirm_email(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.projects_of(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.end_sessions(uuid, uuid, uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.members() OWNER TO vf_definer;

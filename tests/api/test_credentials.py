@@ -228,3 +228,46 @@ def test_no_table_holds_a_token_or_a_code(sign_up: Sign, api: Api, path: str) ->
         for row in api.rows(f"select to_jsonb(t)::text from vf.{table} t")
     )
     assert [found for found in secrets if found in dump] == []
+
+
+def test_an_e_mail_is_confirmed_by_the_link_in_its_mail_and_nothing_waits_for_it(
+    sign_up: Sign, visitor: Visitor, api: Api
+) -> None:
+    size = api.log_size()
+    anna, ben = sign_up(), sign_up()
+
+    def confirmation(to: str) -> str:
+        for _ in range(100):
+            for line in api.log_since(size):
+                text = str(line.get("text"))
+                if line.get("event") == "mail" and line.get("to") == to and "confirm" in text:
+                    return text.partition("token=")[2].split()[0]
+            time.sleep(0.02)
+        raise AssertionError(f"no mail to {to}")
+
+    def is_confirmed(person: Person) -> bool:
+        return bool(person.http.get("/v1/auth/me").json()["is_email_confirmed"])
+
+    def confirm(token: str) -> httpx.Response:
+        return visitor().post("/v1/auth/email-confirmation/confirm", json={"token": token})
+
+    token = confirmation(anna.email)
+    user, ends, digest = token.split(".")
+    others = ben.me["id"]
+    for wrong in (
+        f"{others}.{ends}.{digest}", f"{user}.{int(ends) + 1}.{digest}", f"{user}.0.{digest}",
+        f"{user}.{ends}.", "x", f"{user}.²{ends}.{digest}",
+    ):  # fmt: skip
+        assert confirm(wrong).status_code == 404, wrong
+    assert (is_confirmed(anna), is_confirmed(ben)) == (False, False)
+    assert visitor().get("/dashboard/confirm-email", params={"token": token}).status_code == 200
+    assert not is_confirmed(anna), "looking at the page confirms nothing"
+
+    assert [confirm(token).status_code for _ in range(2)] == [200, 200]
+    assert (is_confirmed(anna), is_confirmed(ben)) == (True, False)
+    ask = "/v1/auth/email-confirmation"
+    assert anna.http.post(ask, headers=anna.writes()).json() == {"status": "confirmed"}
+    told = [ben.http.post(ask, headers=ben.writes()).status_code for _ in range(3)]
+    assert told == [200, 200, 429]
+    posted = visitor().post("/dashboard/confirm-email", data={"token": confirmation(ben.email)})
+    assert (posted.status_code, is_confirmed(ben)) == (303, True)

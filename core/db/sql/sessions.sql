@@ -6,7 +6,8 @@ SELECT vf.open_session(@id, @user_id, @digest, @replaces, @address, @agent, @lif
 
 -- name: use :one
 -- The session with this digest and whose it is; nothing where it has ended.
-SELECT session_id, user_id, email, name, has_second_factor, created_at, expires_at FROM vf.use_session(@digest, @idle);
+SELECT session_id, user_id, email, name, has_second_factor, created_at, expires_at, is_email_confirmed
+  FROM vf.use_session(@digest, @idle);
 
 -- name: projects :many
 -- A person's projects and their role in each.
