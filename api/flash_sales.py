@@ -10,7 +10,7 @@ from litestar.response import Response
 from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import customer_tokens, db, flash_sales, ids, releases
+from core import audit_log, customer_tokens, db, flash_sales, ids, releases
 from core.api_keys import Caller
 from core.errors import NotFound, Refusal
 from core.flash_sales import FlashSale, FlashSalePatch, NewFlashSale, SaleDesk
@@ -226,6 +226,8 @@ async def claim_secret(request: Req, sale: str) -> Response[bytes]:
     row = await desk_of(request).read(caller.project_id, _id_of(sale))
     services: Services = request.app.state.services
     secret = customer_tokens.secret_of(services.settings.secret, row.id)
+    async with services.database.transaction(caller.project_id) as conn:
+        await audit_log.write(conn, caller, "flash_sale.claim_secret_shown", sale)
     return answers.ok(ClaimSecret(secret))
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from core import db, ids, vouchers
+from core import audit_log, db, ids, vouchers
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
 from core.rules import codes
@@ -160,7 +160,13 @@ async def switch(
     """
     stored = await find(conn, caller, public_id)
     await db.run(conn, "batches.switch", project_id=caller.project_id, id=stored.id, status=status)
-    return await get(conn, caller, public_id)
+    batch = await get(conn, caller, public_id)
+    if batch.status != stored.status:
+        await audit_log.write(
+            conn, caller, "batch.cancelled" if status == "cancelled" else "batch.resumed", batch.id,
+            before={"status": stored.status}, after={"status": batch.status},
+        )  # fmt: skip
+    return batch
 
 
 async def codes_of(

@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 
 import core.db as db
+from core import audit_log, ids
 from core.api_keys import Caller
 from core.errors import Refusal
 from core.leases import Leases, redis_errors
@@ -63,7 +64,7 @@ async def release(
     numbers that are a redemption, still at Redis, or not the sale's. Concurrency: a receipt for
     one of them is either written first, and then this refuses, or is void.
     """
-    async with database.connection() as conn:
+    async with database.transaction(caller.project_id) as conn:
         answered = await db.many(
             conn,
             "releases.release",
@@ -72,7 +73,12 @@ async def release(
             sale_id=sale_id,
             numbers=asked.numbers,
         )
-    others = [one.number for one in answered if one.outcome == "not_burned"]
+        others = [one.number for one in answered if one.outcome == "not_burned"]
+        if not others:
+            await audit_log.write(
+                conn, caller, "flash_sale.released", ids.format_id("fls", sale_id),
+                {"numbers": [one.number for one in answered]},
+            )  # fmt: skip
     if others:
         return Refusal(
             code="not_written_off",

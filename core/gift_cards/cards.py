@@ -440,7 +440,15 @@ async def edit(
         recipient=msgspec.to_builtins(given["recipient"][1]),
         metadata=metadata,
     )  # fmt: skip
-    return await get(conn, caller, public_id)
+    card = await get(conn, caller, public_id)
+    named = [name for name in patch.__struct_fields__ if getattr(patch, name) is not msgspec.UNSET]
+    if named:
+        # Which members: who owns a card, and whom it is for, is nobody's business there.
+        await audit_log.write(
+            conn, caller, "gift_card.updated", card.id, {"members": named},
+            before={"expires_at": stored.expires_at}, after={"expires_at": card.expires_at},
+        )  # fmt: skip
+    return card
 
 
 async def switch(
@@ -489,6 +497,7 @@ async def recode_bulk(conn: db.Connection, caller: Caller, public_id: str, vault
     for at in range(0, len(unused), PIECE):
         card_ids = [card.id for card in unused[at : at + PIECE]]
         await _recode(conn, caller, vault, card_ids, made[at : at + PIECE])
+    await audit_log.write(conn, caller, "gift_cards.recoded", public_id, {"count": len(made)})
     return Bulk(public_id, len(made), made)
 
 
