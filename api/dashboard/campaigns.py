@@ -235,7 +235,9 @@ def _given(one: Campaign, zone: str) -> dict[str, str]:
 
 def _budget(one: Campaign) -> str:
     budgets = one.rules.budgets
-    if not isinstance(budgets, list) or len(budgets) != 1 or budgets[0].keys() > {"of", "max"}:
+    if not isinstance(budgets, list) or len(budgets) != 1:
+        return ""
+    if budgets[0].get("per") or budgets[0].get("period"):
         return ""
     return pages.plain(budgets[0]["max"]) if budgets[0]["of"] == "discount" else ""
 

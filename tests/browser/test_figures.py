@@ -98,3 +98,13 @@ def test_days_and_hours_are_of_the_campaigns_own_clock(
     desk.get_by_label("Saturday").uncheck()
     desk.get_by_role("button", name="Save").click()
     expect(desk.locator(".sentence").first).to_contain_text("on Sunday from 22:00")
+
+
+def test_a_budget_that_the_form_made_is_changed_by_the_form(
+    desk: Page, product: Product, pages: dict[str, str]
+) -> None:
+    root = tour.log_in(desk, product)
+    desk.goto(root + pages["campaign-edit"])
+    desk.get_by_label("Budget of discount").fill("1500")
+    desk.get_by_role("button", name="Save").click()
+    expect(desk.get_by_text("Discount: €0.00 of €1,500.00")).to_be_visible()
