@@ -5,9 +5,10 @@ every moment, and reading it costs what has happened within the last second.
 """
 
 import asyncio
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import structlog
@@ -276,6 +277,70 @@ async def _rows(
         grain_s=_GRAIN_S.get(unit, _QUARTER_S), from_at=span.from_at, to_at=span.to_at, unit=unit,
         time_zone=zone,
     )  # fmt: skip
+
+
+class Glance(msgspec.Struct, frozen=True):
+    """What a start page shows of a project: some days by day or week, and two by the minute."""
+
+    now: Now
+    series: Series
+    minutes: list[Point]
+
+
+async def glance(
+    conn: db.Connection, caller: Caller, days: int, unit: Literal["day", "week"], zone: str
+) -> Glance:
+    """Return the project's figures of the last days, and of yesterday and today. Three statements.
+
+    `zone` is the project's, which the caller knows.
+    """
+    to_day = datetime.now(ZoneInfo(zone)).date()
+    from_day = to_day - timedelta(days=days - 1)
+    before = from_day - timedelta(days=days)
+    now = await now_of(conn, caller.project_id)
+    minutes = await _read(conn, caller, (to_day - timedelta(days=1), to_day), "minute", zone)
+    rows = await _read(conn, caller, (before, to_day), "day", zone)
+    begins_at = _begin_of(from_day, zone)
+    shown = [row for row in rows if row.at >= begins_at]
+    series = Series(
+        id=ids.format_id("prj", caller.project_id), from_=from_day.isoformat(),
+        to=to_day.isoformat(), unit=unit, time_zone=zone, currency=caller.currency,
+        totals=Sums(**_shown(_total(shown), caller.exponent)),
+        previous=Sums(**_shown(_total(rows[: len(rows) - len(shown)]), caller.exponent)),
+        points=[
+            Point(at=row.at, **_shown(row, caller.exponent))
+            for row in (_by_week(shown, zone) if unit == "week" else shown)
+        ],
+    )  # fmt: skip
+    return Glance(
+        now, series, [Point(at=row.at, **_shown(row, caller.exponent)) for row in minutes]
+    )
+
+
+def _begin_of(day: date, zone: str) -> datetime:
+    return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC)
+
+
+async def _read(
+    conn: db.Connection, caller: Caller, days: tuple[date, date], unit: Unit, zone: str
+) -> list[_Row]:
+    return await db.many(
+        conn, "analytics.points", _Row, project_id=caller.project_id, scope_id=caller.project_id,
+        grain_s=_GRAIN_S.get(unit, _QUARTER_S), from_at=_begin_of(days[0], zone),
+        to_at=_begin_of(days[1] + timedelta(days=1), zone), unit=unit, time_zone=zone,
+    )  # fmt: skip
+
+
+def _by_week(rows: list[_Row], zone: str) -> list[_Row]:
+    """Add days up to weeks, which begin on Monday."""
+    weeks: dict[date, list[_Row]] = {}
+    for row in rows:
+        day = row.at.astimezone(ZoneInfo(zone)).date()
+        weeks.setdefault(day - timedelta(days=day.weekday()), []).append(row)
+    return [
+        msgspec.structs.replace(_total(days), at=_begin_of(monday, zone))
+        for monday, days in weeks.items()
+    ]
 
 
 async def _sum(conn: db.Connection, project_id: UUID, scope_id: UUID) -> _Row:

@@ -52,11 +52,13 @@ async def gone(
                 label = "/".join(filter(None, (budget["of"], budget.get("period"))))
                 period = schedules.period_of(budget.get("period"), now, str(one.rules.time_zone))
                 asked.append((one.id, budget, label, period))
-    rows = await db.many(
-        conn, "budgets.used", _Used, project_id=caller.project_id,
-        scopes=[ids.parse_id("cmp", public_id) for public_id, *_ in asked],
-        labels=[label for *_, label, _ in asked], periods=[period for *_, period in asked],
-    )  # fmt: skip
+    rows: list[_Used] = []
+    if asked:
+        rows = await db.many(
+            conn, "budgets.used", _Used, project_id=caller.project_id,
+            scopes=[ids.parse_id("cmp", public_id) for public_id, *_ in asked],
+            labels=[label for *_, label, _ in asked], periods=[period for *_, period in asked],
+        )  # fmt: skip
     used = {(ids.format_id("cmp", row.scope_id), row.label, row.period): row for row in rows}
     found: dict[str, list[Gone]] = {one.id: _limit(one) for one in shown}
     for public_id, budget, label, period in asked:

@@ -420,32 +420,28 @@ async def list_page(
 ) -> tuple[list[Redemption], bool]:
     """Return a page, newest first, and whether more follow. An unknown code has no redemptions."""
     async with database.transaction(caller.project_id, reads_only=True) as conn:
-        voucher_id = None
-        if narrow.code is not None:
-            voucher_id = await db.one(
-                conn,
-                "redemptions.voucher_id_of_code",
-                UUID,
-                project_id=caller.project_id,
-                code_norm=codes.normalise(narrow.code) or "",
-            )
-            if voucher_id is None:
-                return [], False
-        await db.run(conn, "redemptions.in_order")
-        rows = await db.many(
-            conn,
-            "redemptions.list",
-            Row,
-            project_id=caller.project_id,
-            before=before,
-            voucher_id=voucher_id,
-            limit=limit + 1,
-            **{
-                name: value
-                for name, value in msgspec.structs.asdict(narrow).items()
-                if name != "code"
-            },
-        )
+        return await page(conn, caller, narrow, before=before, limit=limit)
+
+
+async def page(
+    conn: db.Connection, caller: Caller, narrow: Filter, *, before: UUID | None, limit: int
+) -> tuple[list[Redemption], bool]:
+    """Do the same in a transaction that is open, whose later statements walk lists as well."""
+    voucher_id = None
+    if narrow.code is not None:
+        voucher_id = await db.one(
+            conn, "redemptions.voucher_id_of_code", UUID,
+            project_id=caller.project_id, code_norm=codes.normalise(narrow.code) or "",
+        )  # fmt: skip
+        if voucher_id is None:
+            return [], False
+    await db.run(conn, "redemptions.in_order")
+    asked = {k: v for k, v in msgspec.structs.asdict(narrow).items() if k != "code"}
+    rows = await db.many(
+        conn, "redemptions.list", Row,
+        project_id=caller.project_id, before=before, voucher_id=voucher_id, limit=limit + 1,
+        **asked,
+    )  # fmt: skip
     return [from_row(caller, row) for row in rows[:limit]], len(rows) > limit
 
 

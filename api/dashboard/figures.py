@@ -127,13 +127,13 @@ class Today(msgspec.Struct, frozen=True):
     discount_then: msgspec.Raw
 
 
-def today(series: Series, now: datetime, exponent: int) -> Today:
-    """Compare today with yesterday from a series of both by the minute."""
-    zone = ZoneInfo(series.time_zone)
+def today(minutes: Sequence[Point], zone_name: str, now: datetime, exponent: int) -> Today:
+    """Compare today with yesterday from the minutes of both."""
+    zone = ZoneInfo(zone_name)
     local = now.astimezone(zone)
     by_hour: dict[date, list[int]] = {}
     then, discount_then = 0, 0
-    for point in series.points:
+    for point in minutes:
         at = point.at.astimezone(zone)
         by_hour.setdefault(at.date(), [0] * 24)[at.hour] += point.redemptions
         if at.date() < local.date() and at.time() <= local.time():

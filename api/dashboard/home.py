@@ -2,7 +2,6 @@
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 import msgspec
 from litestar import Request, get
@@ -11,8 +10,8 @@ from litestar.response import Response
 from api.dashboard import figures, visits
 from api.dashboard.visits import Visit
 from core import analytics, budgets, campaigns, db, liability, redemptions
-from core.analytics import Asked
 from core.campaigns import Campaign
+from core.rules import money
 
 Req = Request[Any, Any, Any]
 
@@ -26,18 +25,21 @@ CAMPAIGNS_MAX: Final = 100
 class _Now(msgspec.Struct, frozen=True):
     """What moves by itself on the page."""
 
-    overview: analytics.Overview
+    seen: analytics.Now
+    discount_today: msgspec.Raw
     today: figures.Today
     recent: list[redemptions.Redemption]
 
 
-async def _now(visit: Visit, conn: db.Connection) -> _Now:
-    caller, now = visit.caller, datetime.now(UTC)
-    to_day = _today(visit)
-    minutes = Asked(from_day=to_day - timedelta(days=1), to_day=to_day, unit="minute")
-    overview = await analytics.overview(conn, caller)
-    series = await analytics.of_project(conn, caller, minutes)
-    return _Now(overview, figures.today(series, now, caller.exponent), await _recent(visit))
+async def _now(visit: Visit, conn: db.Connection, seen: analytics.Glance) -> _Now:
+    caller = visit.caller
+    today = figures.today(seen.minutes, visit.zone, datetime.now(UTC), caller.exponent)
+    discount = money.json_amount(seen.now.discount_today_minor, caller.exponent)
+    # Last: it turns what this transaction may not need any more off.
+    recent, _ = await redemptions.page(
+        conn, caller, redemptions.Filter(), before=None, limit=RECENT_MAX
+    )
+    return _Now(seen.now, discount, today, recent)
 
 
 @get("/dashboard/{project:str}", operation_id="dashboard.home")
@@ -46,25 +48,27 @@ async def page(request: Req, project: str) -> Response[bytes]:
     visit = await visits.begun(request, project)
     span = figures.span_of(request.query_params.get("days", ""))
     async with visit.reading() as conn:
-        now = await _now(visit, conn)
         running = await campaigns.page(
             conn, visit.caller, status="active", after=None, limit=CAMPAIGNS_MAX
         )
         low = budgets.low(await budgets.gone(conn, visit.caller, running))
-        charts = await _charts(visit, conn, span)
+        seen = await analytics.glance(conn, visit.caller, span, figures.grain_of(span), visit.zone)
+        charts = await _charts(visit, conn, seen.series)
+        now = await _now(visit, conn, seen)
     return visit.page(
         "home.html", title="Home", now=now, ending=_ending(running), span=span, charts=charts,
         low=[(one, low[one.id]) for one in running if one.id in low], spans_all=figures.SPANS,
-        base_url=visit.services.settings.base_url,
+        base_url=visit.services.settings.base_url, running=len(running),
     )  # fmt: skip
 
 
-async def _charts(visit: Visit, conn: db.Connection, span: int) -> list[figures.Chart]:
-    to_day = _today(visit)
-    from_day = to_day - timedelta(days=span - 1)
-    asked = Asked(from_day=from_day, to_day=to_day, unit=figures.grain_of(span))
-    series = await analytics.of_project(conn, visit.caller, asked)
-    owed = await liability.report(conn, visit.caller, from_day=from_day, to_day=to_day)
+async def _charts(
+    visit: Visit, conn: db.Connection, series: analytics.Series
+) -> list[figures.Chart]:
+    owed = await liability.report(
+        conn, visit.caller, from_day=date.fromisoformat(series.from_),
+        to_day=date.fromisoformat(series.to), has_ages=False,
+    )  # fmt: skip
     return [figures.redemptions(series), figures.discounts(series), *figures.owed(owed)]
 
 
@@ -73,19 +77,13 @@ async def live(request: Req, project: str) -> Response[bytes]:
     """Return what moves by itself alone, for the page that is watched."""
     visit = await visits.begun(request, project)
     async with visit.reading() as conn:
-        now = await _now(visit, conn)
-    return visit.page("home_live.html", title="Home", now=now)
-
-
-def _today(visit: Visit) -> date:
-    return datetime.now(UTC).astimezone(ZoneInfo(visit.zone)).date()
-
-
-async def _recent(visit: Visit) -> list[redemptions.Redemption]:
-    found, _ = await redemptions.list_page(
-        visit.services.database, visit.caller, redemptions.Filter(), before=None, limit=RECENT_MAX
-    )
-    return found
+        running = await campaigns.page(
+            conn, visit.caller, status="active", after=None, limit=CAMPAIGNS_MAX
+        )
+        now = await _now(
+            visit, conn, await analytics.glance(conn, visit.caller, 1, "day", visit.zone)
+        )
+    return visit.page("home_live.html", title="Home", now=now, running=len(running))
 
 
 def _ending(running: list[Campaign]) -> list[Campaign]:

@@ -65,7 +65,7 @@ def test_today_is_held_against_yesterday_by_the_minute() -> None:
         },
     )  # fmt: skip
     now = datetime(2026, 11, 23, 12, 30, 59, tzinfo=UTC)
-    found = figures.today(given, now, 2)
+    found = figures.today(given.points, given.time_zone, now, 2)
     assert (found.now, found.then, bytes(found.discount_then)) == (2, 4, b"10.00")
     by_hour = dict(told(found.chart))
     assert by_hour["by 08:00"] == ["2", "0"]
