@@ -10,10 +10,11 @@ from litestar.response import Response
 
 from api import answers, auth, bodies, docs, idempotency, pagination
 from api.docs import shape
+from api.flash_sales import desk_of
 from api.lifespan import Services
-from core import customers
+from core import customers, erasures
 from core.customers import Customer, CustomerPatch, Erased, Export, NewCustomer
-from core.imports import FORMULA
+from core.rules.cells import harmless
 from core.vouchers import Voucher
 
 Req = Request[Any, Any, Any]
@@ -122,7 +123,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, msgspec.Raw):
         return bytes(value).decode()
     written = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return f"'{written}" if written.startswith(FORMULA) else written
+    return harmless(written)
 
 
 @get(
@@ -171,9 +172,14 @@ async def erase(request: Req, customer: str) -> Response[bytes]:
     """Forget a person; their redemptions stay in the books under a random name."""
     caller = await auth.secret_caller(request)
     await bodies.received_nothing(request)
+    services: Services = request.app.state.services
+    desk = desk_of(request).leases
+    begun = await erasures.begin(services.database, desk, caller, customer)
     async with idempotency.write(request, caller) as work:
         if not work.is_done:
-            work.answer(200, await customers.erase(work.conn, caller, customer))
+            done = await customers.erase(work.conn, caller, customer, begun.pseudonym)
+            work.answer(200, done)
+    await erasures.end(desk, caller, begun)
     return work.response()
 
 

@@ -25,7 +25,7 @@ from core.gift_cards.ledger import (
     Transaction,
     Transfer,
 )
-from core.imports import FORMULA
+from core.rules.cells import harmless
 
 Req = Request[Any, Any, Any]
 _FILTERS: Final = ("status", "customer_id", "last_four", "batch_id")
@@ -104,12 +104,7 @@ def _table(
     text = io.StringIO()
     writer = csv.writer(text)
     for row in rows:
-        writer.writerow(
-            [
-                f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
-                for cell in row
-            ]
-        )
+        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in row])
     return Response(
         text.getvalue().encode(), status_code=status, media_type="text/csv", headers=headers or {}
     )

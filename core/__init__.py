@@ -42,6 +42,7 @@ operations
   exports         vouchers out of here: a table, or lines of JSON
   imports         vouchers from elsewhere, with a report
   customers       who redeems: register, export, erase
+  erasures        a person forgotten in Redis, before and after the books forget them
   attributions    who came through whom, and whether that is believed
   conversions     a referral comes true: both sides rewarded, or taken back
   referrals       who referred whom, and how far it has come

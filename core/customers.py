@@ -75,6 +75,11 @@ class Export(msgspec.Struct, frozen=True):
     segments: list[str]
 
 
+class _Card(msgspec.Struct, frozen=True):
+    id: UUID
+    recipient: dict[str, str] | None
+
+
 class Erased(msgspec.Struct, frozen=True):
     """What was erased. The redemptions stay in the books under `pseudonym`."""
 
@@ -199,20 +204,28 @@ async def export(conn: db.Connection, caller: Caller, name: str) -> Export:
     )
 
 
-async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refusal:
+async def erase(
+    conn: db.Connection, caller: Caller, name: str, pseudonym: str | None = None
+) -> Erased | Refusal:
     """Forget a person: the registration goes, the books keep their rows under a random name.
 
     Limits that the person had used go with the pseudonym. Refuses: sale_live, while a fast sale
-    of the project is out, whose copy of the name would come back. Raises: NotFound.
+    of the project is out, whose copy of the name would come back. Raises: NotFound. Cost: reads
+    the project's events and kept answers, a second for some hundred thousand. Part of
+    `erasures`, which sees to Redis.
     """
     stored = await find(conn, caller, name)
     if await db.value(conn, "customers.has_live_lease", bool, project_id=caller.project_id):
         return Refusal(
-            "sale_live", "A fast sale is armed or open; erase the customer when it is settled."
+            "sale_live",
+            "A fast sale is out, or settled just now; erase the customer some seconds after that.",
         )
-    pseudonym = f"erased-{ids.format_id('cus', ids.new())[4:]}"
+    pseudonym = pseudonym or new_pseudonym()
     person = {"project_id": caller.project_id, "customer_id": stored.customer_id}
     params = {**person, "pseudonym": pseudonym}
+    cards = await db.many(conn, "customers.cards", _Card, **person)
+    texts = _texts_of(stored, cards)
+    await db.run(conn, "customers.raise_crowds", **person)
     await db.run(conn, "customers.release_holds", **person)
     renamed = await db.run(conn, "customers.rename_redemptions", **params)
     await db.run(conn, "customers.rename_takings", **params)
@@ -232,10 +245,38 @@ async def erase(conn: db.Connection, caller: Caller, name: str) -> Erased | Refu
     await db.run(conn, "blocks.erase", **person)
     await db.run(conn, "fraud.rename_alerts", **params)
     await db.run(conn, "signals.erase", **person)
-    await db.run(conn, "customers.rename_answers", **params)
+    books = {"project_id": caller.project_id, "pseudonym": pseudonym}
+    await db.run(conn, "customers.forget_reasons", **books)
+    await db.run(conn, "customers.rename_events", **params)
+    await db.run(conn, "customers.rename_outbox", **params)
+    told = [*texts, *(ids.format_id("gft", card.id) for card in cards)]
+    await db.run(
+        conn, "customers.forget_answers", project_id=caller.project_id,
+        told=[msgspec.json.encode(text).decode() for text in told],
+    )  # fmt: skip
+    await db.run(conn, "customers.forget_echoes", project_id=caller.project_id, texts=texts)
+    await db.run(conn, "customers.forget_quarantine", **person)
     await db.run(conn, "customers.forget", **person)
     await audit_log.write(conn, caller, "customer.erased", pseudonym)
     return Erased(pseudonym, renamed)
+
+
+def new_pseudonym() -> str:
+    """Draw the name under which the books keep somebody who is erased."""
+    return f"erased-{ids.format_id('cus', ids.new())[4:]}"
+
+
+def _texts_of(stored: Stored, cards: list[_Card]) -> list[str]:
+    """Return by what a person is found in texts that others wrote."""
+    recipients = [card.recipient or {} for card in cards]
+    told = [
+        stored.customer_id,
+        stored.id and ids.format_id("cus", stored.id),
+        stored.name,
+        stored.email,
+        *(one.get(part) for one in recipients for part in ("name", "email")),
+    ]
+    return sorted({text for text in told if text})
 
 
 def show(stored: Stored) -> Customer:

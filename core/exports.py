@@ -11,7 +11,7 @@ import msgspec
 
 from core import audit_log, db, ids, vouchers
 from core.api_keys import Caller
-from core.imports import FORMULA
+from core.rules.cells import harmless
 from core.vouchers import Voucher
 
 # A part of some megabytes; who wants all asks again after the last one.
@@ -83,10 +83,6 @@ def _cell(name: str, voucher: Voucher) -> str:
     return cell(voucher.redeemed_count if name == "redemption_count" else getattr(voucher, name))
 
 
-def _harmless(written: str) -> str:
-    return f"'{written}" if written.startswith(FORMULA) else written
-
-
 async def audit_log_part(conn: db.Connection, caller: Caller, *, after: str | None) -> Part:
     """Write up to PART_MAX entries of the audit log as a table, newest first, below the id of one.
 
@@ -118,7 +114,7 @@ def cell(value: Any) -> str:
     if value is None or value is msgspec.UNSET or value == {}:
         return ""
     if isinstance(value, str):
-        return _harmless(value)
+        return harmless(value)
     if isinstance(value, msgspec.Raw):
         return bytes(value).decode()
     return _encode(value).decode().strip('"')

@@ -18,6 +18,7 @@ from core import campaigns, db, ids, vouchers
 from core.api_keys import Caller
 from core.errors import Fault, Invalid
 from core.rules import codes
+from core.rules.cells import plain
 from core.rules.limits import Metadata
 from core.vouchers import NewVoucher
 
@@ -44,8 +45,6 @@ _IGNORED_NAMES: Final = frozenset(_IGNORED.split())
 _NUMBERS: Final = ("discount_value", "min_order_value", "max_discount")
 _COUNTS: Final = ("max_redemptions", "per_customer_limit")
 _INSTANTS: Final = ("starts_at", "expires_at")
-# What spreadsheets run; behind an apostrophe it is text.
-FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,10})?", re.ASCII)
 
 
@@ -116,17 +115,12 @@ def _read_line(number: int, header: list[str], cells: list[str]) -> _Line:
     try:
         if len(cells) != len(header):
             raise Invalid(f"the line has {len(cells)} cells, the header {len(header)}")
-        given = {name: _plain(cell.strip()) for name, cell in zip(header, cells, strict=True)}
+        given = {name: plain(cell.strip()) for name, cell in zip(header, cells, strict=True)}
         new = _voucher(given)
         is_active = given.get("active", "").lower() not in ("false", "0", "no")
     except Invalid as fault:
         return _Line(number, code, fault=fault)
     return _Line(number, code, new, is_active)
-
-
-def _plain(cell: str) -> str:
-    """Take off the apostrophe that an export puts before what spreadsheets would run."""
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA else cell
 
 
 def _voucher(given: dict[str, str]) -> NewVoucher:

@@ -15,7 +15,7 @@ from api.dashboard.visits import Visit
 from core import batches, db, exports, redemptions, validations, vouchers
 from core.batches import NewBatch
 from core.errors import Fault, Invalid, NotFound, Refusal
-from core.imports import FORMULA
+from core.rules.cells import harmless
 from core.validations import Question
 from core.vouchers import NewVoucher, Voucher, VoucherPatch
 
@@ -316,7 +316,7 @@ def _column(found: Iterable[str]) -> bytes:
     text = io.StringIO()
     lines = csv.writer(text)
     lines.writerow(("code",))
-    lines.writerows((f"'{code}" if code.startswith(FORMULA) else code,) for code in found)
+    lines.writerows((harmless(code),) for code in found)
     return text.getvalue().encode()
 
 

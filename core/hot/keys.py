@@ -14,6 +14,11 @@ def of_settled(lease_id: str) -> str:
     return f"vf:{{{lease_id}}}:a"
 
 
+def of_draft(lease_id: str) -> str:
+    """A settled lease's stream while it is written anew."""
+    return f"vf:{{{lease_id}}}:d"
+
+
 # State hashes of leases, those that are served first.
 PATTERNS_OF_LEASES = ("vf:{*}:s", "vf:{*}:a")
 

@@ -52,12 +52,26 @@ SELECT r.id, v.code, r.voucher_id, r.campaign_id, r.sale_id, r.customer_id, r.or
  ORDER BY r.id DESC LIMIT @limit::bigint;
 
 -- name: has_live_lease :one
--- Whether Redis has a copy of customers' names that will still come into the books.
-SELECT EXISTS (SELECT 1 FROM vf.leases l WHERE l.project_id = @project_id AND l.state <> 'settled');
+-- Whether Redis has a copy of customers' names that will still come into the books, or is served for a moment longer.
+SELECT EXISTS (SELECT 1 FROM vf.leases l
+                WHERE l.project_id = @project_id
+                  AND (l.state <> 'settled' OR l.settled_at > clock_timestamp() - interval '6 seconds'));
+
+-- name: raise_crowds :exec
+-- Voids what Redis may be told of the sold-out vouchers that a customer redeemed.
+UPDATE vf.vouchers k SET crowd_version = k.crowd_version + 1
+  FROM (SELECT v.id FROM vf.vouchers v
+         WHERE v.project_id = @project_id
+           AND (v.flash_sale_id IS NOT NULL OR v.direct_count + v.leased_count >= v.max_redemptions)
+           AND v.id IN (SELECT r.voucher_id FROM vf.redemptions r
+                         WHERE r.customer_id = @customer_id AND r.project_id = @project_id
+                           AND r.redeemed_at > '-infinity')
+         ORDER BY v.id FOR NO KEY UPDATE) theirs
+ WHERE k.project_id = @project_id AND k.id = theirs.id;
 
 -- name: rename_redemptions :exec
 -- Puts a pseudonym into the books in place of a name, and empties what the shop wrote beside it.
-UPDATE vf.redemptions SET customer_id = @pseudonym, metadata = NULL
+UPDATE vf.redemptions SET customer_id = @pseudonym, metadata = NULL, rollback_reason = NULL
  WHERE customer_id = @customer_id AND project_id = @project_id AND redeemed_at > '-infinity';
 
 -- name: rename_counts :exec
@@ -100,12 +114,57 @@ UPDATE vf.campaign_members SET customer_id = @pseudonym WHERE customer_id = @cus
 -- Takes a customer off all lists.
 DELETE FROM vf.segment_members WHERE customer_id = @customer_id AND project_id = @project_id;
 
--- name: rename_answers :exec
--- The same of answers that are kept for a retry.
-UPDATE vf.idempotency_keys k
-   SET body = convert_to(replace(convert_from(k.body, 'UTF8'), to_json(@customer_id::text)::text,
-                                 to_json(@pseudonym::text)::text), 'UTF8')
- WHERE k.project_id = @project_id AND position(convert_to(to_json(@customer_id::text)::text, 'UTF8') IN k.body) > 0;
+-- name: cards :many
+-- The gift cards that are a customer's, and who they were for.
+SELECT c.id, c.recipient FROM vf.gift_cards c WHERE c.customer_id = @customer_id AND c.project_id = @project_id;
+
+-- name: forget_reasons :exec
+-- Empties what the shop wrote beside what their cards paid; call it once the cards have the pseudonym.
+UPDATE vf.gift_card_transactions t SET reason = NULL
+ WHERE t.project_id = @project_id AND t.reason IS NOT NULL
+   AND t.card_id IN (SELECT c.id FROM vf.gift_cards c
+                      WHERE c.customer_id = @pseudonym AND c.project_id = @project_id);
+
+-- name: rename_events :exec
+-- Puts the pseudonym into what happened, without the shop's own words; call it once redemptions and cards have it.
+UPDATE vf.events e
+   SET data = replace(e.data::text, to_json(@customer_id::text)::text, to_json(@pseudonym::text)::text)::jsonb - 'reason'
+ WHERE e.project_id = @project_id
+   AND (position(to_json(@customer_id::text)::text IN e.data::text) > 0
+        OR e.data ? 'reason' AND e.subject IN (
+            SELECT r.id FROM vf.redemptions r
+             WHERE r.customer_id = @pseudonym AND r.project_id = @project_id AND r.redeemed_at > '-infinity'
+             UNION ALL
+            SELECT c.id FROM vf.gift_cards c WHERE c.customer_id = @pseudonym AND c.project_id = @project_id));
+
+-- name: rename_outbox :exec
+-- The same of what is on its way there.
+UPDATE vf.outbox o
+   SET data = replace(o.data::text, to_json(@customer_id::text)::text, to_json(@pseudonym::text)::text)::jsonb - 'reason'
+ WHERE o.project_id = @project_id
+   AND (position(to_json(@customer_id::text)::text IN o.data::text) > 0
+        OR o.data ? 'reason' AND o.subject IN (
+            SELECT r.id FROM vf.redemptions r
+             WHERE r.customer_id = @pseudonym AND r.project_id = @project_id AND r.redeemed_at > '-infinity'
+             UNION ALL
+            SELECT c.id FROM vf.gift_cards c WHERE c.customer_id = @pseudonym AND c.project_id = @project_id));
+
+-- name: forget_answers :exec
+-- Empties answers that are kept for a retry and tell of a customer; `told`: as JSON has it.
+UPDATE vf.idempotency_keys k SET body = '{"erased":true}'
+ WHERE k.project_id = @project_id
+   AND EXISTS (SELECT 1 FROM unnest(@told::text[]) AS t (told) WHERE position(convert_to(t.told, 'UTF8') IN k.body) > 0);
+
+-- name: forget_echoes :exec
+-- Empties what receivers of webhooks answered, where a customer is in it.
+UPDATE vf.delivery_attempts a SET body = NULL
+ WHERE a.project_id = @project_id
+   AND EXISTS (SELECT 1 FROM unnest(@texts::text[]) AS t (text) WHERE position(t.text IN a.body) > 0);
+
+-- name: forget_quarantine :exec
+-- Empties entries of streams that could not be read, or not be written, where a customer is in them.
+UPDATE vf.quarantine q SET entry = '{}'
+ WHERE q.project_id = @project_id AND position(@customer_id::text IN q.entry::text) > 0;
 
 -- name: forget :exec
 -- Deletes a registration.
