@@ -129,6 +129,7 @@ def test_the_compiled_doors_take_from_what_was_drawn_for_them(
     assert statuses(heads) == {200: 900, 429: 100}
 
 
+@pytest.mark.long
 def test_what_a_worker_has_at_hand_and_nobody_uses_goes_to_the_others(
     client: httpx.Client, two_workers: str
 ) -> None:

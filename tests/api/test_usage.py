@@ -172,8 +172,11 @@ def test_what_was_decided_before_is_told_again_where_the_free_plan_has_ended(
             "clock_timestamp() from vf.vouchers v, generate_series(1, 498) n "
             "where v.project_id = $1", project.id,
         )  # fmt: skip
-        for _ in range(2):
+        for calls in (0, 1_000):
             # First the redemptions have come to their end, then the calls as well.
+            if calls:
+                set_calls(api, project, calls)
+                time.sleep(1.2)
             again = client.post("/v1/vouchers/ONCE/redeem", json={"order_value": 9}, headers=key)
             assert (again.status_code, again.json()) == (200, won.json())
             again = client.post("/v1/redemptions", json=order, headers={"Idempotency-Key": "both"})
@@ -184,8 +187,6 @@ def test_what_was_decided_before_is_told_again_where_the_free_plan_has_ended(
             assert changed.status_code == 422
             new = client.post("/v1/vouchers/ONCE/redeem", json={"order_value": 9}, headers=other)
             assert new.status_code == 402
-            set_calls(api, project, 1_000)
-            time.sleep(1.2)
         assert client.post("/v1/vouchers", json=made, headers=other).status_code == 402
         assert used_of(client)[1] == 500
 
@@ -346,8 +347,8 @@ def test_the_database_and_the_rule_book_mean_the_same_plans(api: Api) -> None:
 def test_months_with_changes_of_plan_are_billed_to_the_cent_of_their_raw_events(
     api: Api, make_project: Callable[..., Project]
 ) -> None:
-    """Three months, drawn anew each time: events in the ledger, plans changed within hours."""
-    for year in (2021, 2022, 2023):
+    """Months drawn anew each time: events in the ledger, plans changed within hours."""
+    for year in (2021, 2022):
         month = datetime(year, random.randint(1, 12), 1, tzinfo=UTC)
         minutes = int((plans.next_month(month) - month).total_seconds() // 60)
         names = [random.choice(sorted(plans.PLANS)) for _ in range(5)]
