@@ -76,6 +76,8 @@ def test_the_year_is_in_the_books_and_the_books_are_right(
     # Where figures have begun they have the year; here no worker ran, so they have still to.
     assert fetch(settings, "select count(*) from vf.figures") == [(0,)]
     assert len(drawn.tables["sales"]) == 4
+    # The next start finds the project it made, with its keys.
+    assert asyncio.run(demo.seed(settings)).project_id == mine
     owners = "select u.email from vf.memberships m join vf.users u on u.id = m.user_id"
     assert fetch(settings, f"{owners} where m.project_id = $1", writing.PROJECT_ID) == [
         (demo.EMAIL,)
