@@ -110,7 +110,13 @@ async def create(request: Req) -> Response[bytes]:
         idempotency.write(request, caller, raw) as work,
     ):
         if not work.is_done:
-            work.answer(200, await checkouts.check_out(work.conn, asker, services.vault, new))
+            done = await checkouts.check_out(work.conn, asker, services.vault, new)
+            if isinstance(done, Refusal):
+                code = str(done.extra.get("voucher", new.codes[0]))
+                services.signals.note(
+                    caller.project_id, done.code, code, new.customer_id, new.context
+                )
+            work.answer(200, done)
     return work.response()
 
 

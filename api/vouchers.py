@@ -9,6 +9,8 @@ from api import answers, auth, bodies, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import lookups, validations, vouchers
+from core.api_keys import Caller
+from core.errors import NotFound
 from core.validations import Question, Verdict
 from core.vouchers import NewVoucher, Voucher, VoucherPatch
 
@@ -86,12 +88,29 @@ async def validate(request: Req, code: str) -> Response[bytes]:
     _, question = await bodies.received(request, Question)
     services: Services = request.app.state.services
     asker = auth.asker_of(request, caller, question.customer_id)
-    async with (
-        lookups.counted(services.database, asker),
-        services.database.transaction(caller.project_id) as conn,
-    ):
-        await validations.meet(conn, caller, question)
-        return answers.ok(await validations.look_up(conn, asker, code, question))
+    try:
+        async with (
+            lookups.counted(services.database, asker),
+            services.database.transaction(caller.project_id) as conn,
+        ):
+            await validations.meet(conn, caller, question)
+            verdict = await validations.look_up(conn, asker, code, question)
+    except NotFound as fault:
+        _note(request, caller, code, question, fault.code)
+        raise
+    if not verdict.valid:
+        _note(request, caller, code, question, verdict.code)
+    return answers.ok(verdict)
+
+
+def _note(request: Req, caller: Caller, code: str, question: Question, reason: str) -> None:
+    """Keep what was refused for the fraud rules; a browser is at the address it asks from."""
+    services: Services = request.app.state.services
+    context = None
+    if not caller.is_secret:
+        visitor = auth.visitor_of(request)
+        context = services.contexts.of_peer(caller.project_id, visitor.address)
+    services.signals.note(caller.project_id, reason, code, question.customer_id, context)
 
 
 @post(

@@ -64,6 +64,13 @@ class Contexts:
             device=context.device and self.digest(project_id, "device", context.device),
         )
 
+    def of_peer(self, project_id: UUID, address: str) -> Hidden | None:
+        """Hash the address that a request came from; None where it came from no IP address."""
+        try:
+            return Hidden(address=self.address(project_id, address))
+        except Invalid:
+            return None
+
     def hidden(self, project_id: UUID, new: T) -> T:
         """Return a request with its context hashed. Raises: Invalid."""
         if new.context is None:

@@ -39,6 +39,8 @@ ROWS_MAX: Final = 500
 FACTS_MAX: Final = 20_000
 # Facts between which others have their turn in the process: some milliseconds.
 PIECE: Final = 200
+# Facts between which a transaction shows that it lives: half a second, of the ten it may be idle.
+STAY: Final = 5_000
 LOOK_S: Final = 0.5
 # With much to do, rests so many times as long as a look took: a fact costs about what a win does,
 # and redemptions come first. A burst of 200,000, five seconds of work, is looked at in a minute.
@@ -194,7 +196,7 @@ class Detections:
             known = await self._knowing(conn, project, mark)
             span = _Span(after=mark, to=to, from_at=_BEGIN, to_at=_END, limit=REBUILD_MAX)
             facts = await _facts(conn, project.id, span)
-            async for finding in _findings(known.detector, facts):
+            async for finding in _findings(known.detector, facts, conn):
                 await _write(conn, project.id, finding, known.rules[finding.rule])
         await db.run(
             conn, "detections.move_mark", event_id=to.event_id, signal_number=to.signal_number
@@ -231,7 +233,7 @@ async def _rebuild(conn: db.Connection, project_id: UUID, detector: Detector, ma
         after=_Mark(event_id_at(from_at), 0), to=mark, from_at=from_at, to_at=_END,
         limit=REBUILD_MAX,
     )  # fmt: skip
-    async for _ in _findings(detector, await _facts(conn, project_id, span)):
+    async for _ in _findings(detector, await _facts(conn, project_id, span), conn):
         pass
 
 
@@ -291,11 +293,18 @@ def _ms_of(at: datetime) -> int:
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-async def _findings(detector: Detector, facts: Iterable[Fact]) -> AsyncIterator[Finding]:
-    """Feed facts, and let others have their turn after every few."""
+async def _findings(
+    detector: Detector, facts: Iterable[Fact], conn: db.Connection | None = None
+) -> AsyncIterator[Finding]:
+    """Feed facts, and let others have their turn after every few.
+
+    `conn`: a transaction that must not be taken for one that somebody forgot.
+    """
     for place, fact in enumerate(facts):
         if place % PIECE == PIECE - 1:
             await asyncio.sleep(0)
+        if conn is not None and place % STAY == STAY - 1:
+            await db.value(conn, "detections.stay", bool)
         for finding in detector.feed(fact):
             yield finding
 

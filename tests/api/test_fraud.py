@@ -212,6 +212,23 @@ def test_codes_that_are_guessed_are_found_and_blocked_where_the_rule_says_so(
     assert client.put("/v1/fraud/rules", json={"rules": {}}).status_code == 200
 
 
+def test_a_browser_that_tries_codes_is_known_by_where_it_asks_from(
+    api: Api, client: httpx.Client, browser: httpx.Client
+) -> None:
+    for number in range(13):
+        asked = browser.post(f"/v1/vouchers/TRY{number}/validate", json={"order_value": 5})
+        assert asked.status_code in (200, 404, 429), asked.text
+    query = "select 1 from vf.fraud_signals where address is not null and device is null offset 12"
+    for _ in range(100):
+        if api.rows(query):
+            break
+        time.sleep(0.05)
+    look(api)
+    [alert] = alerts(client, kind="address")
+    assert (alert["rule"], alert["status"]) == ("code_guessing", "open")
+    assert alert["subject"]["id"] not in ("127.0.0.1", "")
+
+
 def test_a_trial_says_what_rules_would_have_found_and_changes_nothing(
     api: Api, client: httpx.Client
 ) -> None:

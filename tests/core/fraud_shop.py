@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-START_S = 1_900_000_000
+START_S = 1_780_000_000
 DAY = 86_400
 DAYS = 5
 BLACK_FRIDAY = 3

@@ -1,16 +1,23 @@
 """Planted fraud is found among honest redemptions, each kind of it, and little else is."""
 
+import hashlib
+import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from core import detections, ids
 from core.rules.fraud import DEFAULTS, Fact, Finding, score_of
 from core.rules.patterns import Detector, log2
 from tests.conftest import SEED
-from tests.core.fraud_shop import Shop
+from tests.core.conftest import House
+from tests.core.fraud_shop import START_S, Moment, Shop
 
 # The rules were set by looking at shops of seeds below a hundred; these they have not seen.
 UNSEEN = (101, 202, 303)
@@ -56,11 +63,9 @@ def judged(shop: Shop, found: Iterable[Found]) -> dict[str, tuple[int, int, int,
     for truth in shop.truths:
         for subject in truth.subjects:
             truths[subject].append(truth)
-    honest_of = {str(one.id): one for one in shop.moments if one.kind == "redeemed"}
     caught: dict[str, set[int]] = defaultdict(set)
     alerts: dict[str, set[tuple[str, str, int]]] = defaultdict(set)
     true: dict[str, set[tuple[str, str, int]]] = defaultdict(set)
-    assert honest_of
     for rule, kind, subject, at in found:
         alert = (kind, subject, int(at // LATE_S))
         alerts[rule].add(alert)
@@ -108,6 +113,153 @@ def test_nine_of_ten_planted_frauds_are_found_and_nine_of_ten_alerts_are_true(se
     told = judged(shop, plain(find(shop)))
     print(table(seed, shop, told))
     assert_good(told)
+
+
+async def keep_books(house: House, shop: Shop) -> tuple[list[UUID], list[UUID]]:
+    """Write a shop's days as the product would have; returns its campaigns and vouchers."""
+    owner, project = house.owner, house.project_id
+    campaigns = [await house.campaign() for _ in shop.campaigns]
+    vouchers = [ids.new() for _ in shop.campaign_of]
+    old = await house.voucher("OLD")
+    undone = {one.id: one.at for one in shop.moments if one.kind == "rolled_back"}
+    rows, events, signals, referrals, traits = [], [], [], [], []
+    next_of = [0] * len(vouchers)
+    for place, name in enumerate(shop.known):
+        rows.append((project, old, place + 1, ids.new(), old, None, str(place), b"f" * 16, name,
+                     1_000, 100, None, "redeemed", instant(START_S - 2_000_000), None))  # fmt: skip
+    for place, one in enumerate(shop.moments):
+        kind, subject, seq, data = "voucher.redeemed", one.id, None, {}
+        if one.kind == "refused":
+            signals.append((project, instant(one.at), one.reason, one.typed, one.customer,
+                            one.address, one.device))  # fmt: skip
+            continue
+        if one.kind == "redeemed":
+            next_of[one.voucher] += 1
+            subject, seq = vouchers[one.voucher], next_of[one.voucher]
+            context = {"_address": one.address, "_device": one.device}
+            back = undone.get(one.id)
+            rows.append((
+                project, subject, seq, one.id, subject, campaigns[shop.campaign_of[one.voucher]],
+                str(one.id), b"f" * 16, one.customer, one.value, one.discount,
+                json.dumps({name: text for name, text in context.items() if text}),
+                "rolled_back" if back else "redeemed", instant(one.at),
+                instant(back) if back else None,
+            ))  # fmt: skip
+        elif one.kind == "rolled_back":
+            kind = "redemption.rolled_back"
+        else:
+            kind = "referral.rejected" if one.reason else "referral.attributed"
+            data = {"reason": one.reason} if one.reason else {}
+            referrals.append(one)
+            traits += [(project, one.customer, *told(text)) for text in one.traits]
+        event = UUID(int=(int(one.at * 1_000) << 80) | (place << 24))
+        events.append((project, event, kind, subject, json.dumps(data), instant(one.at), 1, seq,
+                       seq))  # fmt: skip
+    await copy(owner, "vouchers", "project_id id code code_norm campaign_id direct_count "
+               "next_number",
+               [(project, id, f"C{n}", f"C{n}", campaigns[shop.campaign_of[n]], next_of[n],
+                 next_of[n] + 1) for n, id in enumerate(vouchers)])  # fmt: skip
+    await copy(owner, "redemptions", "project_id lease_id seq id voucher_id campaign_id "
+               "idempotency_key fingerprint customer_id order_value_minor discount_minor metadata "
+               "status redeemed_at rolled_back_at", rows)  # fmt: skip
+    await keep_referrals(house, referrals)
+    await copy(owner, "referral_identifiers", "project_id customer_id kind digest", traits)
+    await copy(
+        owner, "events", "project_id id type subject data at count first_seq last_seq", events
+    )
+    await copy(owner, "fraud_signals", "project_id at reason code customer_id address device",
+               signals)  # fmt: skip
+    return campaigns, vouchers
+
+
+async def keep_referrals(house: House, referrals: list[Moment]) -> None:
+    owner, project, program = house.owner, house.project_id, ids.new()
+    await owner.execute(
+        "insert into vf.referral_programs (project_id, id, name, conversion, rules) "
+        "values ($1, $2, 'p', 'sign_up', '{}')", project, program,
+    )  # fmt: skip
+    codes = {one.referrer: ids.new() for one in referrals}
+    made = [(project, id, program, name, name, name) for name, id in codes.items()]
+    await copy(owner, "referral_codes", "project_id id program_id customer_id code code_norm", made)
+    await copy(owner, "referrals", "project_id id program_id code_id referrer_id referee_id "
+               "status",
+               [(project, one.id, program, codes[one.referrer], one.referrer, one.customer,
+                 "rejected" if one.reason else "attributed") for one in referrals])  # fmt: skip
+
+
+async def copy(owner: Any, table: str, columns: str, rows: list[Any]) -> None:
+    await owner.copy_records_to_table(
+        table, schema_name="vf", columns=columns.split(), records=rows
+    )
+
+
+def told(trait: str) -> tuple[str, bytes]:
+    kind, _, text = trait.partition(" ")
+    return kind, hashlib.sha256(text.encode()).digest()
+
+
+def instant(at_s: float) -> datetime:
+    return datetime.fromtimestamp(int(at_s * 1_000) / 1_000, UTC)
+
+
+async def look_at_all(house: House, *, restart_every: int) -> int:
+    """Look until nothing is left, with a worker that is started anew now and then."""
+    looks = 0
+    worker = detections.Detections(house.worker_db)
+    while await worker.look():
+        looks += 1
+        if looks % restart_every == 0:
+            worker = detections.Detections(house.worker_db)
+    return looks
+
+
+async def alerts_of(
+    house: House, campaigns: list[UUID], vouchers: list[UUID]
+) -> list[tuple[str, str, str, datetime, datetime]]:
+    names = {str(id): str(n) for n, id in enumerate(campaigns)}
+    names |= {str(id): str(n) for n, id in enumerate(vouchers)}
+    return [
+        (row[0], row[1], names.get(row[2], row[2]), row[3], row[4])
+        for row in await house.owner.fetch(
+            "select rule, subject_kind, subject, window_at, at from vf.fraud_alerts"
+        )
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.anyio
+async def test_the_worker_finds_the_same_in_the_books_however_often_it_begins_anew(
+    house: House,
+) -> None:
+    shop = Shop(404)
+    assert shop.honest >= 200_000
+    campaigns, vouchers = await keep_books(house, shop)
+    began = time.monotonic()
+    looks = await look_at_all(house, restart_every=100)
+    print(f"{looks} looks in {time.monotonic() - began:.0f} s")
+    alerts = await alerts_of(house, campaigns, vouchers)
+    told = judged(
+        shop, [(rule, kind, subject, at.timestamp()) for rule, kind, subject, _, at in alerts]
+    )
+    print(table(404, shop, told))
+    assert_good(told)
+    assert await look_at_all(house, restart_every=1) == 0
+    count = await house.value("select count(*) from vf.outbox where event = 'fraud.alert'")
+    assert count == len(alerts) == len({alert[:4] for alert in alerts})
+
+
+@pytest.mark.anyio
+async def test_in_the_books_the_worker_finds_what_the_rules_find(house: House) -> None:
+    shop = Shop(SEED, honest=3_000, planted=1)
+    campaigns, vouchers = await keep_books(house, shop)
+    assert await look_at_all(house, restart_every=1_000) > 1
+    alerts = await alerts_of(house, campaigns, vouchers)
+    expected = {
+        (one.rule, one.subject_kind, one.subject, instant(one.window_ms / 1_000))
+        for one in find(shop)
+    }
+    assert {alert[:4] for alert in alerts} == expected and len(alerts) == len(expected)
 
 
 def test_in_a_small_shop_every_rule_finds_its_fraud_wherever_it_begins() -> None:

@@ -5,19 +5,35 @@
 SELECT m.event_id, m.signal_number FROM vf.fraud_mark m FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: ahead :one
--- Operator: up to where the next look goes. Events are left for a moment, so that what was refused just before them is there.
-SELECT coalesce((
-           SELECT max(y.id::text)::uuid
-             FROM (SELECT x.id, sum(x.count) OVER (ORDER BY x.id) - x.count AS before
-                     FROM (SELECT e.id, e.count FROM vf.events e
-                            WHERE e.id > @event_id
-                              AND e.id < (lpad(to_hex(floor(extract(epoch FROM clock_timestamp() - @hold::interval)
-                                                            * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
-                            ORDER BY e.id LIMIT @rows_max::bigint) x) y
-            WHERE y.before < @facts_max::bigint), @event_id) AS event_id,
-       coalesce((
-           SELECT max(z.number) FROM (SELECT s.number FROM vf.fraud_signals s WHERE s.number > @signal_number
-                                       ORDER BY s.number LIMIT @facts_max::bigint) z), @signal_number) AS signal_number;
+-- Operator: up to where the next look goes. Events are left for a moment, so that what was refused just before them is there;
+-- of a backlog, events and signals of the same time are looked at together.
+WITH bounds AS MATERIALIZED (
+    SELECT (lpad(to_hex(floor(extract(epoch FROM clock_timestamp() - @hold::interval) * 1000)::bigint), 12, '0')
+            || repeat('0', 20))::uuid AS before_id
+), events AS MATERIALIZED (
+    SELECT x.id, sum(x.count) OVER (ORDER BY x.id) - x.count AS seen
+      FROM (SELECT e.id, e.count FROM vf.events e, bounds b
+             WHERE e.id > @event_id AND e.id < b.before_id ORDER BY e.id LIMIT @rows_max::bigint) x
+), signals AS MATERIALIZED (
+    SELECT s.number, s.at FROM vf.fraud_signals s WHERE s.number > @signal_number
+     ORDER BY s.number LIMIT @facts_max::bigint
+), ends AS MATERIALIZED (
+    SELECT k.id, to_timestamp(('x' || left(replace(k.id::text, '-', ''), 12))::bit(48)::bigint / 1000.0) AS at,
+           EXISTS (SELECT 1 FROM vf.events e, bounds b WHERE e.id > k.id AND e.id < b.before_id) AS is_backlog,
+           (SELECT max(s.at) FROM signals s HAVING count(*) = @facts_max) AS signals_at
+      FROM (SELECT max(e.id::text)::uuid AS id FROM events e WHERE e.seen < @facts_max) k
+)
+SELECT coalesce((SELECT max(e.id::text)::uuid FROM events e
+                  WHERE e.id <= k.id AND (k.signals_at IS NULL OR e.id <= (
+                        lpad(to_hex(floor(extract(epoch FROM k.signals_at) * 1000)::bigint), 12, '0')
+                        || repeat('f', 20))::uuid)), @event_id) AS event_id,
+       coalesce((SELECT max(s.number) FROM signals s WHERE NOT k.is_backlog OR s.at <= k.at), @signal_number)
+           AS signal_number
+  FROM ends k;
+
+-- name: stay :one
+-- Operator: says nothing, so that a transaction is not ended for being idle.
+SELECT true AS is_here;
 
 -- name: projects :many
 -- Operator: whose events and signals are ahead.
