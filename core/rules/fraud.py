@@ -65,7 +65,7 @@ DEFAULTS: Final[dict[RuleName, Rule]] = {
     "device_velocity": Rule(threshold=7, window_s=3_600),
     "device_accounts": Rule(threshold=6, window_s=DAY_S),
     "code_guessing": Rule(threshold=12, window_s=600),
-    "failed_then_success": Rule(threshold=7, window_s=900),
+    "failed_then_success": Rule(threshold=8, window_s=900),
     "unusual_discount": Rule(threshold=6),
     "unusual_order_value": Rule(threshold=6),
     "rollback_velocity": Rule(threshold=6, window_s=DAY_S),
