@@ -16,6 +16,7 @@ from core.api_keys import Caller
 from core.checkouts import Checkout, NewCheckout
 from core.errors import NotFound, Refusal
 from core.gift_cards import ledger
+from core.lookups import Asker
 from core.receipts import Presented
 from core.redemptions import Filter, NewRedemption, Redemption
 from core.rules import money
@@ -101,7 +102,6 @@ async def create(request: Req) -> Response[bytes]:
     raw, new = await bodies.received(request, NewCheckout)
     asker = auth.asker_of(request, caller, new.customer_id)
     services: Services = request.app.state.services
-    new = services.contexts.hidden(caller.project_id, new)
     async with (
         lookups.counted(services.database, asker),
         services.meter.room_for_redemptions(
@@ -110,14 +110,22 @@ async def create(request: Req) -> Response[bytes]:
         idempotency.write(request, caller, raw) as work,
     ):
         if not work.is_done:
-            done = await checkouts.check_out(work.conn, asker, services.vault, new)
-            if isinstance(done, Refusal):
-                code = str(done.extra.get("voucher", new.codes[0]))
-                services.signals.note(
-                    caller.project_id, done.code, code, new.customer_id, new.context
-                )
-            work.answer(200, done)
+            work.answer(200, await _done(work.conn, services, asker, new))
     return work.response()
+
+
+async def _done(
+    conn: db.Connection, services: Services, asker: Asker, new: NewCheckout
+) -> Checkout | Refusal:
+    """Redeem, and keep what was refused for the fraud rules."""
+    new = services.contexts.hidden(asker.caller.project_id, new)
+    done = await checkouts.check_out(conn, asker, services.vault, new)
+    if isinstance(done, Refusal):
+        code = str(done.extra.get("voucher", new.codes[0]))
+        services.signals.note(
+            asker.caller.project_id, done.code, code, new.customer_id, new.context
+        )
+    return done
 
 
 @get(

@@ -1,5 +1,7 @@
 """/v1/vouchers"""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
 from litestar import Request, get, patch, post
@@ -87,20 +89,30 @@ async def validate(request: Req, code: str) -> Response[bytes]:
     caller = await auth.any_caller(request)
     _, question = await bodies.received(request, Question)
     services: Services = request.app.state.services
-    asker = auth.asker_of(request, caller, question.customer_id)
-    try:
+    async with _noted(request, caller, code, question) as noted:
+        asker = auth.asker_of(request, caller, question.customer_id)
         async with (
             lookups.counted(services.database, asker),
             services.database.transaction(caller.project_id) as conn,
         ):
             await validations.meet(conn, caller, question)
-            verdict = await validations.look_up(conn, asker, code, question)
+            noted.append(await validations.look_up(conn, asker, code, question))
+    return answers.ok(noted[0])
+
+
+@asynccontextmanager
+async def _noted(
+    request: Req, caller: Caller, code: str, question: Question
+) -> AsyncIterator[list[Verdict]]:
+    """Keep a verdict that says no for the fraud rules, and that a code is unknown."""
+    verdicts: list[Verdict] = []
+    try:
+        yield verdicts
     except NotFound as fault:
         _note(request, caller, code, question, fault.code)
         raise
-    if not verdict.valid:
-        _note(request, caller, code, question, verdict.code)
-    return answers.ok(verdict)
+    if not verdicts[0].valid:
+        _note(request, caller, code, question, verdicts[0].code)
 
 
 def _note(request: Req, caller: Caller, code: str, question: Question, reason: str) -> None:
