@@ -7,6 +7,7 @@ token, answered by a redirect.
 what pages share
   visits          who is here, in which project, with which role, and what they may change
   pages           templates, and how amounts, times and states are written
+  tables          lists as CSV
   forms           forms: described once, shown, and read through the API's own gate
   figures         charts, and the tables they are drawn from
   assets          style, scripts and what set-up fetched, by the hash of their text
@@ -21,6 +22,7 @@ the pages
   projects        the projects of a person, and another one
   home            the project at a glance
   vouchers        vouchers, batches and their codes
+  bulk            many vouchers at once: disable, enable, extend, and take it back
   redemptions     what was redeemed, and giving it back
   campaigns       campaigns and their rules
   rule_rows       a campaign's conditions as rows that read as sentences

@@ -9,7 +9,7 @@ from api import pagination
 from api.dashboard import forms, visits
 from api.dashboard.forms import Field
 from api.dashboard.visits import Visit
-from core import customers, db, redemptions
+from core import customers, db, redemptions, segments
 from core.customers import Customer, Erased, NewCustomer
 from core.errors import Fault, NotFound, Refusal
 
@@ -79,10 +79,11 @@ async def show(request: Req, project: str) -> Response[bytes]:
         async with visit.reading() as conn:
             one = await customers.get(conn, visit.caller, name)
             wallet = await customers.wallet(conn, visit.caller, name, after=None, limit=_RECENT_MAX)
-            segments = await customers.segments_of(conn, visit.caller, name)
+            found = await customers.segments_of(conn, visit.caller, name)
+            groups = [await segments.get(conn, visit.caller, one) for one in found]
     except NotFound:
         return await _list(visit, missed=name)
-    return await _shown(visit, one, wallet=wallet, segments=segments)
+    return await _shown(visit, one, wallet=wallet, groups=groups)
 
 
 async def _shown(visit: Visit, one: Customer, **context: Any) -> Response[bytes]:
@@ -96,15 +97,32 @@ async def _shown(visit: Visit, one: Customer, **context: Any) -> Response[bytes]
     )
 
 
+@get("/dashboard/{project:str}/customers/erase", operation_id="dashboard.customers.erase_page")
+async def erase_page(request: Req, project: str) -> Response[bytes]:
+    """Say what erasing a person means, and ask for their id."""
+    visit = await visits.begun(request, project)
+    return await _erase_page(visit, request.query_params.get("id", ""))
+
+
+async def _erase_page(visit: Visit, name: str, told: str | None = None) -> Response[bytes]:
+    async with visit.reading() as conn:
+        one = await customers.get(conn, visit.caller, name)
+    status = 400 if told else 200
+    return visit.page("customer_erase.html", status, title="Erase a person", one=one, told=told)
+
+
 @post("/dashboard/{project:str}/customers/erase", operation_id="dashboard.customers.erase")
 async def erase(request: Req, project: str) -> Response[bytes]:
-    """Forget a person; their redemptions stay in the books under a random name."""
+    """Forget a person whose id was typed; their redemptions stay under a random name."""
     visit = await visits.changing(request, project)
+    name = visit.given.get("id", "")
+    if visit.given.get("confirm", "").strip() != name.strip():
+        return await _erase_page(visit, name, "Nobody was erased: what was typed is not their id.")
 
     async def work(conn: db.Connection) -> Erased | Refusal:
-        return await customers.erase(conn, visit.caller, visit.given.get("id", ""))
+        return await customers.erase(conn, visit.caller, name)
 
     return await visit.act(work, "/customers", "erased")
 
 
-ROUTES: Final = [page, new, create, show, erase]
+ROUTES: Final = [page, new, create, show, erase_page, erase]

@@ -46,6 +46,7 @@ def _shown(visit: Visit, fault: Fault | None = None, made: _Made | None = None) 
     return visit.form(
         "First steps", _FIRST, template="first_steps.html", fault=fault, made=made,
         line=_line(visit, made) if made else "", first=None,
+        is_for_all=True,
     )  # fmt: skip
 
 

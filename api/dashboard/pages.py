@@ -1,9 +1,11 @@
 """Templates, and how amounts, times and states are written in them."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 import jinja2
@@ -117,6 +119,36 @@ NAVIGATION: Final = (
         ),
     ),
 )
+
+
+# The table that a page can be downloaded as; True: of the one thing that its address ends with.
+_TABLES: Final = {
+    "campaigns.html": ("campaigns", False),
+    "redemptions.html": ("redemptions", False),
+    "flash_sales.html": ("flash-sales", False),
+    "gift_cards.html": ("gift-cards", False),
+    "gift_card.html": ("entries", True),
+    "referrals.html": ("referrals", False),
+    "customers.html": ("customers", False),
+    "segments.html": ("segments", False),
+    "events.html": ("events", False),
+    "audit_log.html": ("audit-log", False),
+    "batches.html": ("batches", False),
+    "webhook.html": ("deliveries", True),
+}
+
+
+def table_of(template: str, path: str, query: Mapping[str, str]) -> str | None:
+    """Return where a page's list is downloaded, below the project, with the page's own filters."""
+    if template not in _TABLES:
+        return None
+    name, is_of_one = _TABLES[template]
+    given = {"of": path.rpartition("/")[2]} if is_of_one else {}
+    given |= {k: v for k, v in query.items() if v and k not in _NO_FILTERS}
+    return f"/tables/{name}.csv" + (f"?{urlencode(given)}" if given else "")
+
+
+_NO_FILTERS: Final = frozenset({"done", "limit", "starting_after"})
 
 
 def undo_of(place: str, done: str) -> str | None:

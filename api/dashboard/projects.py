@@ -45,7 +45,7 @@ async def new(request: Req) -> Response[bytes]:
 
 def _form(visit: visits.Visit, fault: Fault | None = None) -> Response[bytes]:
     return visit.form(
-        "New project", _PROJECT, fault=fault,
+        "New project", _PROJECT, fault=fault, is_for_all=True,
         lead="A wall of its own: nothing of it is seen from another project.",
     )  # fmt: skip
 

@@ -16,26 +16,27 @@ from core.redemptions import Filter, RolledBack
 
 Req = Request[Any, Any, Any]
 
-_FILTERS: Final = ("code", "customer_id", "order_id", "status", "campaign_id")
+FILTERS: Final = ("code", "customer_id", "order_id", "status", "campaign_id")
 
 
 @get("/dashboard/{project:str}/redemptions", operation_id="dashboard.redemptions")
 async def page(request: Req, project: str) -> Response[bytes]:
     """List redemptions, newest first."""
     visit = await visits.begun(request, project)
-    asked = visit.asked("rdm", *_FILTERS)
+    asked = visit.asked("rdm", *FILTERS)
     rows, has_more = await redemptions.list_page(
-        visit.services.database, visit.caller, _narrowed(asked), before=asked.after,
+        visit.services.database, visit.caller, narrowed(asked), before=asked.after,
         limit=asked.limit,
     )  # fmt: skip
-    given = {name: asked.filters.get(name, "") for name in _FILTERS}
+    given = {name: asked.filters.get(name, "") for name in FILTERS}
     return visit.page(
         "redemptions.html", title="Redemptions", recent=rows, has_more=has_more, asked=given,
         can_roll_back=True,
     )  # fmt: skip
 
 
-def _narrowed(asked: pagination.Page) -> Filter:
+def narrowed(asked: pagination.Page) -> Filter:
+    """Return what the list's filters ask for. Raises: Invalid."""
     return Filter(
         code=asked.filters.get("code"),
         campaign_id=pagination.id_of(asked, "campaign_id", "cmp"),

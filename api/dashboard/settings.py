@@ -46,7 +46,13 @@ async def _shown(visit: Visit, fault: Fault | None = None) -> Response[bytes]:
         one = await projects.get(conn, visit.caller.project_id, visit.member.role)
     visit.given = {**_given(one), **visit.given}
     return visit.form(
-        "Settings", _SETTINGS, template="settings.html", fault=fault, send="Save", one=one
+        "Settings",
+        _SETTINGS,
+        template="settings.html",
+        fault=fault,
+        send="Save",
+        one=one,
+        is_for_all=True,
     )
 
 

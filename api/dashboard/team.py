@@ -9,7 +9,7 @@ from api.dashboard import forms, visits
 from api.dashboard.forms import Field
 from api.dashboard.visits import Visit
 from core import db, members
-from core.errors import Fault
+from core.errors import Fault, Invalid
 from core.mails import Mail
 from core.members import Invitation, Member, NewInvitation, RolePatch
 
@@ -72,7 +72,7 @@ async def set_role(request: Req, project: str, user: str) -> Response[bytes]:
 
     try:
         return await visit.act(work, "/team", "saved")
-    except Fault as fault:
+    except Invalid as fault:
         return await _shown(visit, fault)
 
 
@@ -86,7 +86,7 @@ async def remove(request: Req, project: str, user: str) -> Response[bytes]:
 
     try:
         return await visit.act(work, "/team", "saved")
-    except Fault as fault:
+    except Invalid as fault:
         return await _shown(visit, fault)
 
 

@@ -110,6 +110,7 @@ class Visit:
                 path=path,
                 section="/".join(below.split("/")[:2]),
                 nav=pages.NAVIGATION,
+                table=pages.table_of(template, path, dict(self.request.query_params)),
                 notice=pages.NOTICES.get(done),
                 undo=pages.undo_of(below, done),
                 new_key=ids.format_id("evt", ids.new()),
@@ -127,9 +128,15 @@ class Visit:
         template: str = "form.html",
         fault: Fault | None = None,
         refusal: Refusal | None = None,
+        is_for_all: bool = False,
         **context: Any,
     ) -> Response[bytes]:
-        """Answer a form, empty or as it was posted with what is wrong with it."""
+        """Answer a form, empty or as it was posted with what is wrong with it.
+
+        `is_for_all`: also to who may change nothing in the project. Raises: Forbidden.
+        """
+        if not is_for_all:
+            sessions.require_writer(self.member)
         blamed = forms.blamed(fields, fault.field if fault else None)
         told = fault.detail if fault and not blamed else refusal.detail if refusal else None
         status = 409 if refusal else 400 if fault else 200

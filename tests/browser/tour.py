@@ -63,6 +63,8 @@ def fill(product: Product) -> dict[str, str]:
         **around(product),
         "webhooks": "/webhooks", "webhook": f"/webhooks/{hook['id']}",
         "home": "", "vouchers": "/vouchers", "voucher": f"/vouchers/{voucher['id']}",
+        "vouchers-bulk": f"/vouchers/bulk?do=extend&id={voucher['id']}",
+        "customer-erase": "/customers/erase?id=cust_1",
         "voucher-new": "/vouchers/new", "voucher-missed": "/vouchers/find?code=NOBODY",
         "batches": "/batches", "batch": f"/batches/{batch['batch_id']}",
         "batch-new": "/batches/new",

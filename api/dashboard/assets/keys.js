@@ -26,3 +26,10 @@ document.addEventListener("keydown", (event) => {
     if (search) { event.preventDefault(); search.focus(); }
   }
 });
+
+// ---- choosing all rows of a list
+for (const all of document.querySelectorAll("[data-chooses]")) {
+  all.hidden = false;
+  const own = () => [...document.querySelectorAll(`input[form="${CSS.escape(all.dataset.chooses)}"][type="checkbox"]`)];
+  all.addEventListener("change", () => { for (const one of own()) one.checked = all.checked; });
+}
