@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -27,6 +28,7 @@ from api.streams import Pipe
 from core import audit_log, ids
 from core.errors import Fault, Unavailable
 from core.hot.rust import PlainCall
+from core.request_log import Asked, code_of
 from core.usage import Ticket
 
 # A caller's own request id is taken where it is short and can stand in a log line.
@@ -61,6 +63,9 @@ PREFLIGHT_PAIRS: Final = (
     ("access-control-max-age", "7200"),
 )
 _API: Final = "/v1/"
+_HOT_ROUTES: Final = {
+    "redeem": "/v1/vouchers/{code}/redeem", "claim": "/v1/flash-sales/{id}/claim",
+}  # fmt: skip
 
 JSON: Final = (b"content-type", b"application/json")
 # API answers are for the caller alone, are never a document, and load nothing.
@@ -209,11 +214,27 @@ class Front:
         sent = [("x-request-id", request_id), *STRICT_PAIRS]
         for ticket in tickets:
             self._services.meter.leave(ticket, answer.status)
+            # What is as it should be is in the books, and refusals are counted.
+            if answer.status >= 400 and answer.status != 409:
+                self._note(ticket, "POST", _HOT_ROUTES[route], answer, request_id, started_s)
             if ticket.standing is not None:
                 sent += rates.headers(ticket.standing)
         sent += [(key.decode(), value.decode()) for key, value in answer.headers]
         metrics.observe(route, answer.status, time.perf_counter() - started_s)
         return answer.status, sent, answer.body
+
+    def _note(
+        self, ticket: Ticket, method: str, route: str, answer: Answer, request_id: str,
+        started_s: float,
+    ) -> None:  # fmt: skip
+        if ticket.caller.key_id is not None:
+            code = code_of(answer.body) if answer.status >= 400 else None
+            asked = Asked(
+                datetime.now(UTC), method, route, answer.status, code,
+                round((time.perf_counter() - started_s) * 1_000_000), request_id,
+                ticket.caller.key_id,
+            )  # fmt: skip
+            self._services.request_log.note(ticket.caller, asked)
 
     async def _warm(self, scope: Any, protocol: Any, request_id: str) -> None:
         started_s = time.perf_counter()
@@ -253,6 +274,8 @@ class Front:
             ticket: Ticket | None = state.get("ticket")
             if ticket is not None:
                 self._services.meter.leave(ticket, answer.status)
+                if route.startswith(_API):
+                    self._note(ticket, scope.method, route, answer, request_id, started_s)
             if not state.get("is_streamed"):
                 pairs = answer.headers
                 if method == "OPTIONS" and (allow := self._allowed.get(route)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from redis.exceptions import RedisError
 
 from api.errors import Answer, Problems
 from core.api_keys import Caller, KeyCache
@@ -24,6 +25,7 @@ from core.mails import Mailer
 from core.rate_limits import DRAW_TIMEOUT_S, DRAWS_MAX, Limiter
 from core.receipts import Signer
 from core.reports import Desk
+from core.request_log import RequestLog
 from core.settings import Settings
 from core.signals import Signals
 from core.usage import Meter, Ticket
@@ -106,6 +108,7 @@ class Services:
         self.limiter: Limiter
         self.reports: Desk
         self.signals: Signals
+        self.request_log: RequestLog
         self.doors: HotDoors | None = None
         self.is_draining = False
         self.mailer = Mailer(settings)
@@ -114,6 +117,7 @@ class Services:
         self._metering: asyncio.Task[None] | None = None
         self._limiting: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
+        self._writing_requests: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
@@ -140,6 +144,8 @@ class Services:
         self._limiting = asyncio.create_task(self.limiter.run())
         self.signals = Signals(self.database, self.contexts)
         self._noting = asyncio.create_task(self.signals.run())
+        self.request_log = RequestLog(self._rates)
+        self._writing_requests = asyncio.create_task(self.request_log.run())
         if self.doors is not None:
             await self.doors.start()
 
@@ -164,6 +170,10 @@ class Services:
             await end(self._metering)
             with contextlib.suppress(Unavailable, OutcomeUnknown):
                 await self.meter.flush()
+        if self._writing_requests is not None:
+            await end(self._writing_requests)
+            with contextlib.suppress(RedisError, OSError):
+                await self.request_log.flush()
         if self._limiting is not None:
             await end(self._limiting)
             await self._rates.aclose()

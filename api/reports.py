@@ -11,6 +11,7 @@ from api import auth, pagination
 from api.docs import shape
 from api.lifespan import Services
 from core import exports
+from core.api_keys import Caller
 from core.errors import Invalid
 from core.gift_cards.ledger import Transaction
 from core.redemptions import Redemption
@@ -44,6 +45,13 @@ async def _report(request: Req, noun: Noun, *filters: str) -> Stream:
         to_at=pagination.instant_of(page, "to", is_end=True),
         campaign_id=page.filters.get("campaign_id"),
     )
+    return await streamed(request, caller, noun, form, asked)
+
+
+async def streamed(
+    request: Req, caller: Caller, noun: Noun, form: exports.Format, asked: Asked
+) -> Stream:
+    """Answer a report as it is written. Raises, before it begins: Invalid, NotFound."""
     if asked.from_at and asked.to_at and asked.from_at >= asked.to_at:
         raise Invalid("from must be before to", field="from")
     services: Services = request.app.state.services

@@ -74,6 +74,7 @@ operations
   projects        make, change, put away
   billing         plans of accounts, and their invoices
   notices         mails to owners: a quota or budget is used
+  request_log     what keys asked lately, for who looks for a mistake
   usage           calls counted, and where a plan ends
   rate_limits     how often somebody may ask
   sessions        where people are logged in, and what they may do

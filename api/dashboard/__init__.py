@@ -8,6 +8,7 @@ what pages share
   visits          who is here, in which project, with which role, and what they may change
   pages           templates, and how amounts, times and states are written
   tables          lists as CSV
+  reports         a time as CSV or lines of JSON, without an end
   forms           forms: described once, shown, and read through the API's own gate
   figures         charts, and the tables they are drawn from
   assets          style, scripts and what set-up fetched, by the hash of their text
@@ -31,10 +32,12 @@ the pages
   referrals       programs and the review list
   customers       people: history, wallet, erasure
   segments        groups of customers
+  fraud           alerts and decisions, rules, the block list
   approvals       what waits for somebody's word
   team            who is in a project
   settings        a project's settings, and putting it away
   billing         the plan, what was used of it, invoices
+  requests        what keys asked lately
   events          what happened, and who was told
   webhooks        whom events are told, and what came of it
   developers      keys, the audit log, and where the documentation is

@@ -26,10 +26,10 @@ _SYMBOLS: Final = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "�
 _TONES: Final[dict[str, str]] = {
     state: tone
     for tone, states in {
-        "good": "active open redeemed rewarded done delivered settled approved final",
-        "calm": "scheduled draft running attributed converted invited pending",
+        "good": "active open redeemed rewarded done delivered settled approved final dismissed",
+        "calm": "scheduled draft running attributed converted invited pending acknowledged",
         "warn": "paused sold_out rolled_back lapsed cancelled archived",
-        "bad": "disabled dead fenced rejected reversed revoked deleting",
+        "bad": "disabled dead fenced rejected reversed revoked deleting confirmed",
     }.items()
     for state in states.split()
 }
@@ -58,6 +58,8 @@ NOTICES: Final = {
     "revoked": "Revoked. It stops working everywhere within a second.",
     "cancelled": "Cancelled. What was made stays.",
     "issued": "Issued.",
+    "blocked": "Blocked. It is refused everywhere within a second.",
+    "lifted": "Lifted. It can redeem again.",
     "plan-changed": "The plan is changed from this hour on.",
     "archived": "Archived. Its keys have stopped, and nothing in it changes until it is restored.",
     "restored": "Restored. Its keys work again.",
@@ -96,8 +98,10 @@ NAVIGATION: Final = (
         "Watch",
         (
             ("/redemptions", "redemptions", "Redemptions", "m"),
+            ("/reports", "reports", "Reports", "d"),
             ("/customers", "customers", "Customers", "u"),
             ("/segments", "segments", "Segments", "s"),
+            ("/fraud", "fraud", "Fraud", "l"),
             ("/approvals", "approvals", "Approvals", "a"),
         ),
     ),
@@ -107,6 +111,7 @@ NAVIGATION: Final = (
             ("/developers", "developers", "API keys", "k"),
             ("/webhooks", "webhooks", "Webhooks", "w"),
             ("/events", "events", "Events", "e"),
+            ("/requests", "requests", "Request log", "q"),
             ("/audit-log", "audit-log", "Audit log", "o"),
         ),
     ),

@@ -37,6 +37,11 @@ def of_rate(account_id: str, key_id: str | None = None) -> str:
     return f"vf:{{{account_id}}}:rate" + (f":{key_id}" if key_id else "")
 
 
+def of_requests(project_id: str) -> str:
+    """The list of what a project's keys asked lately."""
+    return f"vf:{{{project_id}}}:requests"
+
+
 def record(fingerprint: str, seq: int, at_ms: int, remaining: int, payload: bytes) -> bytes:
     """One idempotency record, in the form claim.lua writes and both scripts read."""
     return f"{fingerprint}|{seq}|{at_ms}|{remaining}|".encode() + payload

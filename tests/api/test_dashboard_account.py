@@ -238,3 +238,17 @@ def test_a_segment_is_a_list_that_is_changed_or_a_rule_in_words(anna: Visitor) -
     nobody = anna.post("/segments/new", name="Empty rule", kind="rule")
     assert nobody.status_code == 400
     assert "Empty rule" in nobody.text and "Empty rule" not in anna.get("/segments").text
+
+
+def test_a_report_has_the_days_that_were_asked_for(anna: Visitor) -> None:
+    page = anna.get("/reports")
+    assert page.status_code == 200 and page.text.count('value="ndjson"') == 5
+    anna.made("/vouchers/new", code="REPORTED", discount_type="PERCENT", discount_value="5")
+    answer = anna.get("/reports/vouchers?from=2020-01-01&to=2090-01-01&format=csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert ",REPORTED,active,PERCENT,5" in answer.text
+    lines = anna.get("/reports/vouchers?from=&to=&format=ndjson").text.splitlines()
+    assert "REPORTED" in [msgspec.json.decode(line)["code"] for line in lines]
+    assert anna.get("/reports/vouchers?from=2020-01-01&to=2020-01-02").text.count("\n") == 1
+    assert anna.get("/reports/vouchers?from=yesterday").status_code == 400
+    assert anna.get("/reports/nothing").status_code == 404

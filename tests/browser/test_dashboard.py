@@ -122,7 +122,7 @@ def test_keys_lead_everywhere_and_leave_who_types_alone(desk: Page, product: Pro
     desk.keyboard.press("?")
     expect(desk.locator("#shortcuts")).to_be_visible()
     expect(desk.get_by_role("button", name="Close")).to_be_focused()
-    assert checked(desk) == []
+    assert serious(desk) == []
     desk.keyboard.press("Escape")
     expect(desk.locator("#shortcuts")).to_be_hidden()
     desk.keyboard.press("n")
@@ -237,18 +237,23 @@ UNREACHED = """[...document.querySelectorAll("a[href], button, input, select, te
     .map((one) => one.outerHTML.slice(0, 120))"""
 
 
-def checked(page: Page) -> list[str]:
-    """Return what hinders somebody: serious findings, what no key reaches, what is too wide."""
+def serious(page: Page) -> list[str]:
+    """Return what the checker finds serious or critical."""
     # Evaluated and not loaded, which the pages' own policy would not let in.
     page.evaluate(AXE.read_text() + "\n;0")
     findings = page.evaluate(
         "axe.run({resultTypes: ['violations'], preload: false}).then((told) => told.violations)"
     )
-    worst = [
+    return [
         f"{one['id']}: {one['nodes'][0]['html'][:200]}"
         for one in findings
         if one["impact"] in ("serious", "critical")
     ]
+
+
+def checked(page: Page) -> list[str]:
+    """Return what hinders somebody: serious findings, what no key reaches, what is too wide."""
+    worst = serious(page)
     worst += [f"no key reaches {one}" for one in page.evaluate(UNREACHED)]
     wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     return worst + ([f"{wider} px wider than the window"] if wider > 0 else [])
