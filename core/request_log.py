@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 from core.api_keys import Caller
 from core.hot import keys
 
-# What is looked through by eye; some 60 kB a project.
-KEPT_MAX: Final = 300
+# What is looked through by eye, on one page; some 40 kB a project.
+KEPT_MAX: Final = 200
 # A look at yesterday's trouble.
 KEPT_S: Final = 86_400
 # Nobody notices a second; a process that is killed takes it with it.

@@ -45,7 +45,7 @@ async def page(request: Req, project: str) -> Response[bytes]:
 # Where the object of an event has a page of its own, by the prefix of its id.
 PAGES: Final = {
     "vch": "/vouchers", "cmp": "/campaigns", "bat": "/batches", "rdm": "/redemptions",
-    "gft": "/gift-cards", "rfa": "/referrals", "fls": "/flash-sales",
+    "gft": "/gift-cards", "rfa": "/referrals", "fls": "/flash-sales", "fra": "/fraud/alerts",
 }  # fmt: skip
 
 

@@ -48,22 +48,32 @@ async def page(request: Req, project: str) -> Response[bytes]:
     """List alerts, newest first, with what the last 30 days add up to."""
     visit = await visits.begun(request, project)
     asked = visit.asked("fra", *_FILTERS)
-    status = pagination.one_of(asked, "status", *fraud.STATUSES)
-    rule = pagination.one_of(asked, "rule", *get_args(RuleName))
-    narrow = {"status": status, "rule": rule, "action": None, "kind": None, "subject": None}
+    narrow = _narrowed(asked)
     async with visit.reading() as conn:
         rows = await fraud.page(
             conn, visit.caller, narrow=narrow, after=asked.after, limit=asked.limit + 1
         )
-        today = await analytics.today(conn, visit.zone)
-        from_day = today - timedelta(days=DAYS - 1)
-        report = await fraud.report(conn, visit.caller, from_day, today, visit.zone)
+        report = await _report(conn, visit)
     listed = pagination.listed(rows, asked)
     return visit.page(
         "fraud.html", title="Fraud", rows=listed.data, has_more=listed.has_more, report=report,
-        status=status or "", rule=rule or "", statuses=fraud.STATUSES, rules=get_args(RuleName),
+        asked=narrow, statuses=fraud.STATUSES, rules=get_args(RuleName),
         days=DAYS,
     )  # fmt: skip
+
+
+def _narrowed(asked: pagination.Page) -> dict[str, Any]:
+    return {
+        "status": pagination.one_of(asked, "status", *fraud.STATUSES),
+        "rule": pagination.one_of(asked, "rule", *get_args(RuleName)),
+        **dict.fromkeys(("action", "kind", "subject")),
+    }
+
+
+async def _report(conn: db.Connection, visit: Visit) -> fraud.Report:
+    today = await analytics.today(conn, visit.zone)
+    from_day = today - timedelta(days=DAYS - 1)
+    return await fraud.report(conn, visit.caller, from_day, today, visit.zone)
 
 
 @get("/dashboard/{project:str}/fraud/alerts/{alert:str}", operation_id="dashboard.fraud.show")

@@ -153,7 +153,7 @@ def table_of(template: str, path: str, query: Mapping[str, str]) -> str | None:
     return f"/tables/{name}.csv" + (f"?{urlencode(given)}" if given else "")
 
 
-_NO_FILTERS: Final = frozenset({"done", "limit", "starting_after"})
+_NO_FILTERS: Final = frozenset({"done", "id", "limit", "starting_after"})
 
 
 def undo_of(place: str, done: str) -> str | None:

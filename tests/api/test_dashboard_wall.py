@@ -5,6 +5,7 @@ change, hostile text in any field is text, and a list's table has all its rows.
 import csv
 import io
 import itertools
+import json
 import re
 import secrets
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ import httpx
 import pytest
 
 from api.dashboard.routes import ROUTER
-from core import db, deliveries
+from core import db, deliveries, ids
 from tests.api.conftest import Api
 from tests.api.test_dashboard import HOSTILE, Visitor, crawl, filled, visiting
 from tests.api.test_events import as_worker
 
-# What is named after these is nothing of a project's own: months of an account, kinds of tables.
-NO_OBJECTS = {"invoices", "tables"}
+# What is named after these is no object of a project: months, and kinds of tables and rules.
+NO_OBJECTS = {"invoices", "tables", "reports", "rules"}
 # A visit that would end what the others need.
 LAST = ("/log-out", "/erase", "/remove", "/revoke", "/end", "/archive", "/delete", "/confirm",
         "/account/password", "/cancel", "/role", "/close")  # fmt: skip
@@ -29,7 +30,7 @@ PLAUSIBLE = {
     "name": "N", "code": "", "email": "x@example.com", "discount_value": "5", "amount": "5",
     "count": "2", "stock": "5", "url": "https://shop.example/y", "rules.discount_value": "5",
     "rule-0-fact": "items.tag", "rule-0-is": "contains_any", "rule-0-value": "x",
-    "customer_id": "cust_7", "referrer_reward.amount": "5",
+    "customer_id": "cust_7", "value": "v", "threshold": "7", "referrer_reward.amount": "5",
 }  # fmt: skip
 _numbers = itertools.count(1)
 
@@ -83,7 +84,26 @@ def everything(visitor: Visitor, api: Api) -> None:
         must("/v1/segments", {"name": "S", "customer_ids": ["cust_1"]})
     invited = f"{secrets.token_hex(4)}@example.com"
     assert visitor.post("/team", email=invited, role="analyst").status_code == 303
+    assert visitor.post("/fraud/blocks", kind="customer", value="cust_8").status_code == 303
+    suspect(visitor, api)
     publish(api)
+
+
+def suspect(visitor: Visitor, api: Api) -> None:
+    """Write down an alert, as the rules would, of hostile names."""
+    reason = {
+        "rule": "customer_velocity", "detail": HOSTILE, "observed": 12, "expected": 6,
+        "window_s": 3600,
+    }  # fmt: skip
+    api.rows(
+        "insert into vf.fraud_alerts (project_id, id, rule, subject_kind, subject, window_at, at, "
+        "score, observed, expected, reasons, action) select m.project_id, $3, 'customer_velocity', "
+        "'customer', 'cust_1', now(), now(), 75, 12, 6, $2::text::jsonb, 'review' "
+        "from vf.memberships m join vf.users u on u.id = m.user_id where u.email = $1",
+        visitor.email,
+        json.dumps([reason]),
+        ids.new(),
+    )
 
 
 def templates(method: str) -> list[str]:
@@ -213,7 +233,8 @@ def test_an_analyst_is_offered_nothing_that_changes_the_project(
                 continue
             page = stranger.http.get(address)
             is_form = address.partition("?")[0].endswith(("/new", "/edit"))
-            assert page.status_code == (403 if is_form else 200), address
+            # Who was only referred has no page, for anybody.
+            assert page.status_code == (403 if is_form else pages[address].status_code), address
             offered = {kind_of(action) for action, _, _ in Forms(page.text).found}
             assert offered <= {"/dashboard/theme", "/dashboard/log-out"}, address
     finally:
@@ -338,3 +359,38 @@ def test_what_was_switched_is_taken_back_where_it_is_said(anna: Visitor) -> None
     assert undo is not None and ">Undo</button>" in page
     assert anna.http.post(undo[1], data={"csrf": anna.csrf}).status_code == 303
     assert ">Active<" in anna.get(voucher).text
+
+
+def test_an_alert_is_decided_where_its_reasons_are(anna: Visitor, api: Api) -> None:
+    # Of another moment than the one that is there.
+    suspect(anna, api)
+    page = anna.get("/fraud")
+    alert = re.search(r"/fraud/alerts/(fra_\w{26})", page.text)
+    assert alert is not None and "&lt;script&gt;" in page.text and "<script>alert" not in page.text
+    here = f"/fraud/alerts/{alert[1]}"
+    shown = anna.get(here).text
+    assert "score 75 of 100" in shown and "block this customer" in shown
+    assert anna.made(f"{here}/acknowledge", note="asked the shop") == here
+    assert "asked the shop" in anna.get(here).text
+    assert anna.made(f"{here}/block") == here
+    shown = anna.get(here).text
+    assert ">Confirmed<" in shown and ">Blocked<" in shown and "What now?" not in shown
+    again = anna.post(f"{here}/dismiss")
+    assert again.status_code == 409 and "decided before" in again.text
+    blocked = anna.get("/fraud/blocks").text
+    lift = re.search(
+        rf'{alert[1]}".*?action="{anna.root}(/fraud/blocks/blk_\w+/lift)"', blocked, re.S
+    )
+    assert lift is not None and "cust_1" in blocked
+    assert anna.made(lift[1]) == "/fraud/blocks"
+    assert anna.made("/fraud/rules/code_guessing", enabled="", action="block", threshold="9")
+    rules = anna.get("/fraud/rules").text
+    assert anna.made(
+        "/fraud/rules/customer_velocity", enabled="on", action="review", threshold="77"
+    )
+    # The rule before stays as it was set.
+    rules = anna.get("/fraud/rules").text
+    assert 'name="threshold" value="9"' in rules and 'name="threshold" value="77"' in rules
+    assert rules.count(">Changed</span>") == 2
+    wrong = anna.post("/fraud/rules/customer_velocity", enabled="on", threshold="0")
+    assert wrong.status_code == 400 and 'role="alert"' in wrong.text

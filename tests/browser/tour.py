@@ -90,6 +90,11 @@ def around(product: Product) -> dict[str, str]:
     new = {"fact": "customer.is_new", "is": "equals", "value": True}
     rule = must("POST", "/v1/segments", {"name": "New here", "rule": new})
     event = first_event(product, "voucher.redeemed")
+    for n in range(9):
+        body = {"customer_id": "fast", "order_value": 20 + n}
+        must("POST", "/v1/vouchers/SAVE20/redeem", body)
+    must("POST", "/v1/fraud/blocks", {"kind": "customer", "value": HOSTILE, "reason": HOSTILE})
+    alert = first_of(product, "/v1/fraud/alerts?limit=1")
     return {
         "first-steps": "/first-steps",
         "settings": "/settings",
@@ -106,6 +111,10 @@ def around(product: Product) -> dict[str, str]:
         "segment-edit": f"/segments/{rule['id']}/edit",
         "approvals": "/approvals",
         "reports": "/reports",
+        "fraud": "/fraud",
+        "fraud-alert": f"/fraud/alerts/{alert}",
+        "fraud-rules": "/fraud/rules",
+        "fraud-blocks": "/fraud/blocks",
         "requests": "/requests",
         "requests-failed": "/requests?status=failed",
         "account": "/dashboard/account",
@@ -116,13 +125,18 @@ def around(product: Product) -> dict[str, str]:
 
 def first_event(product: Product, kind: str) -> str:
     """Return the id of the newest event of a kind; it is published moments after its change."""
-    deadline_s = time.monotonic() + 10.0
+    return first_of(product, f"/v1/events?type={kind}&limit=1")
+
+
+def first_of(product: Product, path: str) -> str:
+    """Return the id of the first of a list, which comes by itself within some seconds."""
+    deadline_s = time.monotonic() + 20.0
     while time.monotonic() < deadline_s:
-        told = product.must("GET", f"/v1/events?type={kind}&limit=1")["data"]
+        told = product.must("GET", path)["data"]
         if told:
             return str(told[0]["id"])
         time.sleep(0.1)
-    raise AssertionError(f"no {kind} within 10 s")
+    raise AssertionError(f"nothing at {path} within 20 s")
 
 
 def at(root: str, address: str) -> str:
