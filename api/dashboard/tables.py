@@ -31,7 +31,7 @@ from core import (
 from core.audit_log import Filters
 from core.errors import NotFound
 from core.gift_cards import cards, ledger
-from core.imports import FORMULA
+from core.rules import cells
 
 Req = Request[Any, Any, Any]
 Given = dict[str, str]
@@ -273,7 +273,7 @@ def _cell(row: Any, name: str) -> str:
     if isinstance(value, bool | int):
         return str(value).lower()
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return cells.harmless(text)
 
 
 ROUTES: Final = [show]
