@@ -32,6 +32,7 @@ the nouns
   imports         /v1/vouchers/import
   exports         /v1/exports
   reports         /v1/reports
+  live            /v1/live
   campaigns       /v1/campaigns
   customers       /v1/customers
   segments        /v1/segments

@@ -226,14 +226,14 @@ class Doors:
         subject, decided = told
         if isinstance(subject, LiveLease):
             return self._answer(
-                await self._redeemer.after_claim(caller, subject, new, key, decided), call
+                caller, await self._redeemer.after_claim(caller, subject, new, key, decided), call
             )
         if decided.outcome in _ENDS_PLAIN:
             self._plain.forget(subject.voucher_id)
         answered = await self._redeemer.after_redeem(caller, subject, new, decided)
         if isinstance(answered, Refusal):
             self._note(caller, call, new, answered.code)
-        return None if answered is None else self._answer(answered, call)
+        return None if answered is None else self._answer(caller, answered, call)
 
     async def redeem(self, call: HotCall) -> Answer:
         """Answer POST /v1/vouchers/{code}/redeem."""
@@ -250,7 +250,7 @@ class Doors:
             self._note(caller, call, new, answered.code)
         if is_known:
             self._learn(call, caller, None)
-        return self._answer(answered, call)
+        return self._answer(caller, answered, call)
 
     async def claim(self, call: HotCall) -> Answer:
         """Answer POST /v1/flash-sales/{id}/claim."""
@@ -265,7 +265,7 @@ class Doors:
         if isinstance(answered, Refusal):
             self._note(caller, call, new, answered.code)
         self._learn(call, caller, sale_id)
-        return self._answer(answered, call)
+        return self._answer(caller, answered, call)
 
     def _learn(self, call: HotCall, caller: Caller, sale_id: UUID | None) -> None:
         """Teach the compiled doors what this request has found out."""
@@ -314,9 +314,12 @@ class Doors:
 
     def _metered(self) -> Iterator[tuple[UUID, int]]:
         """Return the calls of each project that the compiled doors have answered since."""
-        for token, count in self._door.metered():
+        for token, count, refused in self._door.metered():
             self._services.keys.peek(token)
             if (project_id := self._taught.get(token)) is not None:
+                if refused:
+                    # The only refusal that is worded there.
+                    self._services.attempts.count(project_id, "redeem", "sold_out", refused)
                 yield project_id, count
 
     def flush_metrics(self) -> None:
@@ -418,9 +421,10 @@ class Doors:
             caller.project_id, reason, call.name, new.customer_id, new.context
         )
 
-    def _answer(self, answered: Redemption | Refusal, call: HotCall) -> Answer:
+    def _answer(self, caller: Caller, answered: Redemption | Refusal, call: HotCall) -> Answer:
         if isinstance(answered, Redemption):
             return Answer(200, _encode(self._services.receipts.signed(answered)), _OK)
+        self._services.attempts.count(caller.project_id, "redeem", answered.code)
         return self._services.problems.of_refusal(answered, call.request_id)
 
 

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from api.errors import Answer, Problems
 from core.api_keys import Caller, KeyCache
+from core.attempts import Counters
 from core.attributions import People
 from core.contexts import Contexts
 from core.db import STATEMENT_CACHE_SIZE, Database
@@ -21,6 +22,7 @@ from core.flash_sales import SaleDesk
 from core.gift_cards.vault import Vault
 from core.hot.nodes import connect
 from core.hot.rust import PlainCall
+from core.live import Live
 from core.mails import Mailer
 from core.rate_limits import DRAW_TIMEOUT_S, DRAWS_MAX, Limiter
 from core.receipts import Signer
@@ -106,9 +108,11 @@ class Services:
         self.keys: KeyCache
         self.meter: Meter
         self.limiter: Limiter
+        self.attempts: Counters
         self.reports: Desk
         self.signals: Signals
         self.request_log: RequestLog
+        self.live: Live
         self.doors: HotDoors | None = None
         self.is_draining = False
         self.mailer = Mailer(settings)
@@ -118,6 +122,8 @@ class Services:
         self._limiting: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
         self._writing_requests: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._tailing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open everything. PostgreSQL may be away: the worker serves 503 until it is there."""
@@ -146,8 +152,12 @@ class Services:
         self._noting = asyncio.create_task(self.signals.run())
         self.request_log = RequestLog(self._rates)
         self._writing_requests = asyncio.create_task(self.request_log.run())
+        self.attempts = Counters(self.database)
+        self._counting = asyncio.create_task(self.attempts.run())
         if self.doors is not None:
             await self.doors.start()
+            self.live = Live(self.database, self.doors.desk)
+            self._tailing = asyncio.create_task(self.live.run())
 
     async def let_in(self, caller: Caller, *, stops: bool = True) -> Ticket:
         """Let a request of a caller in. Raises: RateLimited, PlanLimit. Cost: as both say."""
@@ -159,6 +169,9 @@ class Services:
     async def stop(self) -> None:
         """Finish what is in flight and close everything, doors first."""
         self.is_draining = True
+        if self._tailing is not None:
+            self.live.stop()
+            await end(self._tailing)
         if self.doors is not None:
             await self.doors.stop()
         if self._poll is not None:
@@ -181,4 +194,8 @@ class Services:
             await end(self._noting)
             with contextlib.suppress(Unavailable, OutcomeUnknown):
                 await self.signals.flush()
+        if self._counting is not None:
+            await end(self._counting)
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                await self.attempts.flush()
         await self.database.close()

@@ -41,7 +41,7 @@ def asked(request: "Request[Any, Any, Any]", prefix: ids.Prefix, *filters: str) 
     Raises: Invalid, with `field`, for unknown, doubled, overlong and malformed parameters.
     """
     given = parameters(request, "limit", "starting_after", *filters)
-    limit = _limit(given)
+    limit = limit_of(given)
     after = None
     if (cursor := given.pop("starting_after", None)) is not None:
         after = ids.parse_id(prefix, cursor)
@@ -59,7 +59,7 @@ def asked_by_number(request: "Request[Any, Any, Any]") -> tuple[int, int | None]
     Raises: Invalid, as `asked`.
     """
     given = parameters(request, "limit", "starting_after")
-    limit = _limit(given)
+    limit = limit_of(given)
     cursor = given.get("starting_after")
     if cursor is None:
         return limit, None
@@ -71,7 +71,8 @@ def asked_by_number(request: "Request[Any, Any, Any]") -> tuple[int, int | None]
     return limit, after
 
 
-def _limit(given: dict[str, str]) -> int:
+def limit_of(given: dict[str, str]) -> int:
+    """Take the limit out of a query's parameters. Raises: Invalid, with `field`."""
     limit = _whole(given.pop("limit", str(LIMIT_DEFAULT)), digits_max=4)
     if limit is None or not 1 <= limit <= LIMIT_MAX:
         raise Invalid(f"limit must be a whole number from 1 to {LIMIT_MAX}", field="limit")

@@ -8,7 +8,7 @@ from litestar.response import Response
 from api import answers, auth, bodies
 from api.docs import shape
 from api.lifespan import Services
-from core import qualifications, validations
+from core import attempts, qualifications, validations
 from core.qualifications import NewQualification, Qualification
 from core.validations import ManyQuestions, Verdicts
 
@@ -45,7 +45,11 @@ async def validate(request: Req) -> Response[bytes]:
     reads_only = asked.customer is None
     async with services.database.transaction(caller.project_id, reads_only=reads_only) as conn:
         await validations.meet(conn, caller, asked)
-        return answers.ok(await validations.validate_many(conn, caller, asked))
+        verdicts = await validations.validate_many(conn, caller, asked)
+    for one in verdicts.data:
+        reason = attempts.VALID if one.valid else one.code
+        services.attempts.count(caller.project_id, "validate", reason)
+    return answers.ok(verdicts)
 
 
 ROUTES: Final = [create, validate]

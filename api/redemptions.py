@@ -117,10 +117,11 @@ async def create(request: Req) -> Response[bytes]:
 async def _done(
     conn: db.Connection, services: Services, asker: Asker, new: NewCheckout
 ) -> Checkout | Refusal:
-    """Redeem, and keep what was refused for the fraud rules."""
+    """Redeem; what was refused is counted, and kept for the fraud rules."""
     new = services.contexts.hidden(asker.caller.project_id, new)
     done = await checkouts.check_out(conn, asker, services.vault, new)
     if isinstance(done, Refusal):
+        services.attempts.count(asker.caller.project_id, "redeem", done.code)
         code = str(done.extra.get("voucher", new.codes[0]))
         services.signals.note(
             asker.caller.project_id, done.code, code, new.customer_id, new.context

@@ -8,7 +8,7 @@ from litestar import Request, get
 from litestar.response import Stream
 
 from api import auth, pagination
-from api.docs import shape
+from api.docs import CSV, LINES, shape
 from api.lifespan import Services
 from core import exports
 from core.api_keys import Caller
@@ -60,13 +60,14 @@ async def streamed(
     first = await anext(written)
     name = f'attachment; filename="{noun}.{form}"'
     return Stream(
-        _from_first(first, written),
+        from_first(first, written),
         media_type=_MEDIA_TYPES[form],
         headers={"content-disposition": name},
     )
 
 
-async def _from_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def from_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield a piece that was made beforehand, and then the rest."""
     async with aclosing(rest):
         yield first
         async for piece in rest:
@@ -76,7 +77,7 @@ async def _from_first(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerat
 @get(
     "/v1/reports/redemptions",
     operation_id="reports.redemptions",
-    opt=shape(answer=Redemption, query=_NARROWED),
+    opt=shape(answer=Redemption, query=_NARROWED, gives=(CSV, LINES)),
 )
 async def redemptions(request: Req) -> Stream:
     """Return all redemptions of a time or a campaign, newest first, as CSV or NDJSON."""
@@ -86,7 +87,7 @@ async def redemptions(request: Req) -> Stream:
 @get(
     "/v1/reports/vouchers",
     operation_id="reports.vouchers",
-    opt=shape(answer=Voucher, query=_NARROWED),
+    opt=shape(answer=Voucher, query=_NARROWED, gives=(CSV, LINES)),
 )
 async def vouchers(request: Req) -> Stream:
     """Return all vouchers made in a time or of a campaign, newest first, as CSV or NDJSON."""
@@ -96,7 +97,7 @@ async def vouchers(request: Req) -> Stream:
 @get(
     "/v1/reports/gift-card-entries",
     operation_id="reports.gift_card_entries",
-    opt=shape(answer=Transaction, query=_TIMES),
+    opt=shape(answer=Transaction, query=_TIMES, gives=(CSV, LINES)),
 )
 async def gift_card_entries(request: Req) -> Stream:
     """Return what was done with gift cards in a time, the last first, as CSV or NDJSON."""
@@ -106,14 +107,18 @@ async def gift_card_entries(request: Req) -> Stream:
 @get(
     "/v1/reports/referrals",
     operation_id="reports.referrals",
-    opt=shape(answer=Referral, query=_TIMES),
+    opt=shape(answer=Referral, query=_TIMES, gives=(CSV, LINES)),
 )
 async def referrals(request: Req) -> Stream:
     """Return all referrals made in a time, newest first, as CSV or NDJSON."""
     return await _report(request, "referrals", *_TIMES)
 
 
-@get("/v1/reports/usage", operation_id="reports.usage", opt=shape(answer=Used, query=_TIMES))
+@get(
+    "/v1/reports/usage",
+    operation_id="reports.usage",
+    opt=shape(answer=Used, query=_TIMES, gives=(CSV, LINES)),
+)
 async def usage(request: Req) -> Stream:
     """Return calls and redemptions by the hour, this month's by default, as CSV or NDJSON."""
     return await _report(request, "usage", *_TIMES)

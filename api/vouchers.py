@@ -10,7 +10,7 @@ from litestar.response import Response
 from api import answers, auth, bodies, idempotency, metrics, pagination
 from api.docs import shape
 from api.lifespan import Services
-from core import lookups, validations, vouchers
+from core import attempts, lookups, validations, vouchers
 from core.api_keys import Caller
 from core.errors import NotFound
 from core.validations import Question, Verdict
@@ -104,15 +104,18 @@ async def validate(request: Req, code: str) -> Response[bytes]:
 async def _noted(
     request: Req, caller: Caller, code: str, question: Question
 ) -> AsyncIterator[list[Verdict]]:
-    """Keep a verdict that says no for the fraud rules, and that a code is unknown."""
+    """Count a verdict; keep one that says no, and that a code is unknown, for the fraud rules."""
     verdicts: list[Verdict] = []
     try:
         yield verdicts
     except NotFound as fault:
         _note(request, caller, code, question, fault.code)
         raise
+    reason = attempts.VALID if verdicts[0].valid else verdicts[0].code
+    services: Services = request.app.state.services
+    services.attempts.count(caller.project_id, "validate", reason)
     if not verdicts[0].valid:
-        _note(request, caller, code, question, verdicts[0].code)
+        _note(request, caller, code, question, reason)
 
 
 def _note(request: Req, caller: Caller, code: str, question: Question, reason: str) -> None:

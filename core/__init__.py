@@ -20,6 +20,7 @@ commands and processes
   local           the embedded PostgreSQL and Valkey
 
 operations
+  live            what happens, told as it happens: one tail a process
   deletions       deleted projects: sales closed, all settled, then nothing left
   redeemer        the one way in for a redeem or a claim, whoever decides it
   plain_redeems   … and what the compiled doors take and answer by themselves
@@ -75,6 +76,7 @@ operations
   billing         plans of accounts, and their invoices
   notices         mails to owners: a quota or budget is used
   request_log     what keys asked lately, for who looks for a mistake
+  attempts        what was refused, and what was only asked: counted
   usage           calls counted, and where a plan ends
   rate_limits     how often somebody may ask
   sessions        where people are logged in, and what they may do

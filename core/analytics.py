@@ -13,10 +13,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 import structlog
 
-from core import campaigns, db, ids
+from core import attempts, campaigns, db, ids
 from core.api_keys import Caller
 from core.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
-from core.rules import money, schedules
+from core.rules import budgets, money, schedules
 from core.shapes import Amount
 
 Unit = Literal["second", "minute", "hour", "day", "week", "month"]
@@ -36,6 +36,15 @@ DAYS_MAX: Final[dict[Unit, int]] = {
 }  # fmt: skip
 _GRAIN_S: Final[dict[Unit, int]] = {"second": 1, "minute": 60}
 _QUARTER_S: Final = 900
+# Long enough for each day of the week, short enough to see that something has changed.
+BURN_OVER: Final = timedelta(days=7)
+FORECAST_DAYS_MAX: Final = 3_660
+Ranked = Literal["codes", "campaigns", "flash_sales"]
+_KINDS: Final[dict[Ranked, str]] = {"codes": "v", "campaigns": "c", "flash_sales": "s"}
+_PREFIXES: Final[dict[Ranked, ids.Prefix]] = {
+    "codes": "vch", "campaigns": "cmp", "flash_sales": "fls",
+}  # fmt: skip
+RANKED: Final = tuple(_KINDS)
 
 _log = structlog.get_logger("vauchflow.analytics")
 
@@ -106,11 +115,28 @@ class Liability(msgspec.Struct, frozen=True):
     expected_discount: Amount | None
 
 
+class BurnDown(msgspec.Struct, frozen=True, kw_only=True):
+    """A campaign's budget: what is gone of it, and until when it lasts.
+
+    `period`: the running day, week or month, None for ever. `used_per_day`: the mean of the last
+    seven days and what there was of today. `lasts_until`: None where nothing is taken.
+    """
+
+    budget: str
+    period: str | None
+    used: Amount | int
+    max: Amount | int
+    left: Amount | int
+    used_per_day: Amount | float
+    lasts_until: datetime | None
+
+
 class CampaignSeries(Series, frozen=True, kw_only=True):
     """The same of a campaign, with what may still come; without a limit nobody knows."""
 
     name: str
     liability: Liability
+    budgets: list[BurnDown]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +168,34 @@ class Now(msgspec.Struct, frozen=True, kw_only=True):
     discount_total_minor: int
     has_begun: bool
     top_code: str | None
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """A code, campaign or flash sale, and what it was redeemed for."""
+
+    id: str
+    name: str
+    redemptions: int
+    discount: Amount
+    order_value: Amount
+
+
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """What was redeemed most on some days, the first first."""
+
+    from_: str = msgspec.field(name="from")
+    to: str
+    time_zone: str
+    currency: str
+    data: list[Place]
+
+
+class _Top(msgspec.Struct, frozen=True):
+    scope_id: UUID
+    name: str
+    live: int
+    discount_minor: int
+    order_value_minor: int
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,7 +269,112 @@ async def of_campaign(
         mean_of = max(1, ever.redeemed - ever.undone)
         minor = ever.discount_minor - ever.undone_discount_minor - ever.returned_minor
         expected = money.json_amount((left * minor + mean_of // 2) // mean_of, caller.exponent)
-    return CampaignSeries(**found, name=campaign.name, liability=Liability(left, expected))
+    return CampaignSeries(
+        **found, name=campaign.name, liability=Liability(left, expected),
+        budgets=await _burn_downs(conn, caller, campaign),
+    )  # fmt: skip
+
+
+async def _burn_downs(
+    conn: db.Connection, caller: Caller, campaign: campaigns.Stored
+) -> list[BurnDown]:
+    promotion = campaign.promotion
+    shared = [one for one in promotion.budgets if one.per is None] if promotion else []
+    if promotion is None or not shared:
+        return []
+    now = datetime.now(UTC)
+    since = now - BURN_OVER
+    rows = await db.many(
+        conn, "analytics.points", _Row, project_id=caller.project_id, scope_id=campaign.id,
+        grain_s=_QUARTER_S, from_at=since, to_at=now, unit="day", time_zone="UTC",
+    )  # fmt: skip
+    recent = _total(rows)
+    taken: dict[budgets.Measure, int] = {
+        "redemptions": recent.redeemed - recent.undone,
+        "discount": recent.discount_minor - recent.undone_discount_minor - recent.returned_minor,
+        "order_value": recent.order_value_minor - recent.undone_value_minor,
+    }
+    found = []
+    for budget in shared:
+        period = schedules.period_of(budget.period, now, promotion.time_zone)
+        used = await db.one(
+            conn, "quotes.used", int, project_id=caller.project_id, scope_id=campaign.id,
+            label=budget.label, subject="", period=period,
+        )  # fmt: skip
+        found.append(_burn_down(budget, period, used or 0, taken[budget.of], now, caller.exponent))
+    return found
+
+
+def _burn_down(
+    budget: budgets.Budget, period: str, used: int, recent: int, now: datetime, exponent: int
+) -> BurnDown:
+    left = max(0, budget.max - used)
+    days = BURN_OVER / timedelta(days=1)
+    lasts = None if recent <= 0 else min(left * days / recent, FORECAST_DAYS_MAX)
+
+    def shown(minor: int) -> Any:
+        return minor if budget.of == "redemptions" else money.json_amount(minor, exponent)
+
+    return BurnDown(
+        budget=budget.label,
+        period=period or None,
+        used=shown(used),
+        max=shown(budget.max),
+        left=shown(left),
+        used_per_day=round(recent / days, 2)
+        if budget.of == "redemptions"
+        else shown(round(recent / days)),
+        lasts_until=None if lasts is None else now + timedelta(days=lasts),
+    )
+
+
+async def of_attempts(conn: db.Connection, caller: Caller, asked: Asked) -> attempts.Attempts:
+    """Return what was tried on some days, with how much of it went well. Raises: Invalid."""
+    zone, days, before = await _days(conn, caller, asked)
+
+    async def tried(span: tuple[date, date]) -> dict[str, Any]:
+        counted = await attempts.between(conn, caller, span, zone)
+        ledger = _total(
+            await _rows(conn, caller.project_id, caller.project_id, span, "month", zone)
+        )
+        return attempts.of(counted, ledger.redeemed)
+
+    return attempts.Attempts(
+        from_=days[0].isoformat(), to=days[1].isoformat(), time_zone=zone, **await tried(days),
+        previous=attempts.Before(**await tried(before)),
+    )  # fmt: skip
+
+
+async def top(conn: db.Connection, caller: Caller, of: Ranked, asked: Asked, limit: int) -> Ranking:
+    """Return what was redeemed most on some days. Codes are ranked within KEEP_DAYS.
+
+    Raises: Invalid. Cost: a row for each quarter of an hour in which one was redeemed.
+    """
+    zone, days, _ = await _days(conn, caller, asked)
+    span = await db.one(
+        conn, "analytics.span", _Span, from_day=days[0], to_day=days[1], time_zone=zone
+    )
+    assert span is not None
+    if of == "codes" and span.from_at < datetime.now(UTC) - timedelta(days=KEEP_DAYS - 1):
+        raise Invalid(f"codes are ranked within the last {KEEP_DAYS - 1} days", field="from")
+    rows = await db.many(
+        conn, "analytics.top", _Top, project_id=caller.project_id, kind=_KINDS[of],
+        from_at=span.from_at, to_at=span.to_at, limit=limit,
+    )  # fmt: skip
+    return Ranking(
+        from_=days[0].isoformat(), to=days[1].isoformat(), time_zone=zone,
+        currency=caller.currency,
+        data=[
+            Place(
+                id=ids.format_id(_PREFIXES[of], row.scope_id),
+                name=row.name,
+                redemptions=row.live,
+                discount=money.json_amount(row.discount_minor, caller.exponent),
+                order_value=money.json_amount(row.order_value_minor, caller.exponent),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
 
 
 async def of_sale(conn: db.Connection, caller: Caller, public_id: str, asked: Asked) -> Series:
@@ -234,10 +393,26 @@ async def of_sale(conn: db.Connection, caller: Caller, public_id: str, asked: As
 async def _series(
     conn: db.Connection, caller: Caller, prefix: ids.Prefix, scope_id: UUID, asked: Asked
 ) -> dict[str, Any]:
-    zone = asked.time_zone or await campaigns.time_zone(conn, caller)
-    schedules.check_time_zone(zone, field="time_zone")
     if asked.unit == "second" and prefix != "fls":
         raise Invalid("unit second is for flash sales", field="unit")
+    zone, days, before = await _days(conn, caller, asked)
+    rows = await _rows(conn, caller.project_id, scope_id, days, asked.unit, zone)
+    previous = await _rows(conn, caller.project_id, scope_id, before, asked.unit, zone)
+    return {
+        "id": ids.format_id(prefix, scope_id), "from_": days[0].isoformat(),
+        "to": days[1].isoformat(), "unit": asked.unit, "time_zone": zone,
+        "currency": caller.currency, "totals": Sums(**_shown(_total(rows), caller.exponent)),
+        "previous": Sums(**_shown(_total(previous), caller.exponent)),
+        "points": [Point(at=row.at, **_shown(row, caller.exponent)) for row in rows],
+    }  # fmt: skip
+
+
+async def _days(
+    conn: db.Connection, caller: Caller, asked: Asked
+) -> tuple[str, tuple[date, date], tuple[date, date]]:
+    """Return the time zone, the days that are asked for, and as many before. Raises: Invalid."""
+    zone = asked.time_zone or await campaigns.time_zone(conn, caller)
+    schedules.check_time_zone(zone, field="time_zone")
     to_day = asked.to_day or await today(conn, zone)
     days = min(30, DAYS_MAX[asked.unit])
     from_day = asked.from_day or to_day - timedelta(days=days - 1)
@@ -248,15 +423,7 @@ async def _series(
             field="from",
         )
     before = (from_day - timedelta(days=days), from_day - timedelta(days=1))
-    rows = await _rows(conn, caller.project_id, scope_id, (from_day, to_day), asked.unit, zone)
-    previous = await _rows(conn, caller.project_id, scope_id, before, asked.unit, zone)
-    return {
-        "id": ids.format_id(prefix, scope_id), "from_": from_day.isoformat(),
-        "to": to_day.isoformat(), "unit": asked.unit, "time_zone": zone,
-        "currency": caller.currency, "totals": Sums(**_shown(_total(rows), caller.exponent)),
-        "previous": Sums(**_shown(_total(previous), caller.exponent)),
-        "points": [Point(at=row.at, **_shown(row, caller.exponent)) for row in rows],
-    }  # fmt: skip
+    return zone, (from_day, to_day), before
 
 
 async def today(conn: db.Connection, zone: str) -> date:

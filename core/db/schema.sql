@@ -1016,6 +1016,17 @@ CREATE INDEX figures_top ON vf.figures (project_id, grain_s, bucket, (redeemed -
 CREATE INDEX figures_of_hour ON vf.figures (project_id, bucket, scope_id) WHERE kind = 'v' AND grain_s = 900;
 CREATE INDEX figures_age ON vf.figures (grain_s, bucket) WHERE grain_s IN (1, 60) OR kind = 'v' AND grain_s = 900;
 
+-- What was refused, by the code of the reason, and what was only asked (validate, with the reason valid where it would
+-- work), by quarter of an hour; added up by each process once a second.
+CREATE TABLE vf.attempts (
+    project_id  uuid NOT NULL REFERENCES vf.projects (id),
+    bucket      timestamptz NOT NULL,
+    kind        text NOT NULL CHECK (kind IN ('redeem', 'validate')),
+    reason      text NOT NULL,
+    count       bigint NOT NULL CHECK (count > 0),
+    PRIMARY KEY (project_id, bucket, kind, reason)
+);
+
 -- Up to which event the figures go; NULL: what was redeemed before there were events is not added yet. One row.
 CREATE TABLE vf.figures_mark (
     only_row  boolean PRIMARY KEY DEFAULT true CHECK (only_row),
@@ -1200,7 +1211,7 @@ REVOKE INSERT, UPDATE ON vf.notices FROM vf_app;
 REVOKE UPDATE ON vf.notices FROM vf_worker;
 REVOKE UPDATE ON vf.events FROM vf_worker;
 REVOKE UPDATE ON vf.delivery_attempts FROM vf_app, vf_worker;
-REVOKE INSERT, UPDATE ON vf.figures FROM vf_app;
+REVOKE INSERT, UPDATE ON vf.figures, vf.attempts FROM vf_app;
 REVOKE INSERT ON vf.fraud_alerts FROM vf_app;
 REVOKE INSERT, UPDATE ON vf.fraud_signals FROM vf_app, vf_worker;
 GRANT UPDATE (reason) ON vf.gift_card_transactions TO vf_app;
@@ -1237,6 +1248,9 @@ GRANT SELECT, INSERT, UPDATE ON vf.deleted_usage TO vf_definer;
 GRANT SELECT ON vf.redemptions, vf.lease_progress, vf.invoices TO vf_definer;
 GRANT SELECT, INSERT ON vf.plan_changes TO vf_definer;
 GRANT SELECT, INSERT, UPDATE ON vf.usage_hours TO vf_definer;
+CREATE POLICY of_definer ON vf.events FOR SELECT TO vf_definer USING (true);
+CREATE POLICY of_definer ON vf.attempts TO vf_definer USING (true) WITH CHECK (true);
+GRANT SELECT, INSERT, UPDATE ON vf.attempts TO vf_definer;
 GRANT UPDATE (changed_at) ON vf.api_keys TO vf_definer;
 
 -- Nobody who may add to an audit log may move its head.
@@ -1756,6 +1770,28 @@ AS $$
         ON CONFLICT (project_id, hour) DO UPDATE SET call_count = u.call_count + excluded.call_count
 $$;
 
+-- Adds refusals and validations to the running quarter of an hour. A project that is gone is left out.
+CREATE FUNCTION vf.count_attempts(p_projects uuid[], p_kinds text[], p_reasons text[], p_counts bigint[])
+RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO vf.attempts AS a (project_id, bucket, kind, reason, count)
+    SELECT p.id, date_bin('15 minutes', clock_timestamp(), 'epoch'), k.kind, k.reason, k.n
+      FROM unnest(p_projects, p_kinds, p_reasons, p_counts) AS k (id, kind, reason, n)
+      JOIN vf.projects p ON p.id = k.id AND p.status <> 'deleting'
+     ORDER BY 1, 2, 3, 4
+        ON CONFLICT (project_id, bucket, kind, reason) DO UPDATE SET count = a.count + excluded.count
+$$;
+
+-- Those of some projects that have events after the ones given. It says nothing of what they are.
+CREATE FUNCTION vf.moved_projects(p_projects uuid[], p_heads uuid[])
+RETURNS SETOF uuid
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT q.id FROM unnest(p_projects, p_heads) AS q (id, head)
+     WHERE EXISTS (SELECT 1 FROM vf.events e WHERE e.project_id = q.id AND e.id > q.head)
+$$;
+
 -- How many calls a project's account has made this month.
 CREATE FUNCTION vf.calls_of_month(p_project uuid)
 RETURNS bigint
@@ -1843,6 +1879,8 @@ ALTER FUNCTION vf.project_within_plan() OWNER TO vf_definer;
 ALTER FUNCTION vf.quota_rest(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.count_calls(uuid[], bigint[]) OWNER TO vf_definer;
 ALTER FUNCTION vf.note_signals(uuid[], timestamptz[], text[], text[], text[], text[], text[]) OWNER TO vf_definer;
+ALTER FUNCTION vf.count_attempts(uuid[], text[], text[], bigint[]) OWNER TO vf_definer;
+ALTER FUNCTION vf.moved_projects(uuid[], uuid[]) OWNER TO vf_definer;
 ALTER FUNCTION vf.calls_of_month(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.account_of(uuid) OWNER TO vf_definer;
 ALTER FUNCTION vf.usage_by_hour(uuid, uuid, timestamptz, timestamptz) OWNER TO vf_definer;

@@ -49,7 +49,7 @@ class Project(msgspec.Struct, frozen=True):
 
 
 # Tables that a process writes without being asked.
-BY_THE_CLOCK = {"api_workers", "usage_hours"}
+BY_THE_CLOCK = {"api_workers", "usage_hours", "attempts"}
 
 
 class Api:

@@ -12,10 +12,11 @@ import msgspec
 import pytest
 from standardwebhooks.webhooks import Webhook as Judge
 
-from core import ids
+from core import events, ids
 from core.settings import PROJECT_ROOT
 from tests.api.conftest import Api, Project
 from tests.api.objects import publish
+from tests.api.test_events import told
 
 URL = "https://hooks.shop.example/in?x=1"
 
@@ -213,3 +214,18 @@ def test_a_developer_listens_and_triggers_from_the_command_line(
         cwd=PROJECT_ROOT, env=api.environ, capture_output=True, text=True, timeout=20,
     )  # fmt: skip
     assert refused.returncode == 1 and "there is no type" in refused.stderr
+
+
+def test_every_type_can_be_triggered_and_says_that_it_is_an_example(
+    api: Api, make_project: Any
+) -> None:
+    with api.client(make_project().secret_key) as shop:
+        types = [name for name in events.TYPES if name != events.TEST]
+        for name in types:
+            assert shop.post("/v1/webhooks/test", json={"type": name}).status_code in (200, 202)
+        publish(api)
+        listed = told(shop)
+        assert [one["type"] for one in listed] == types
+        assert all(one["is_test"] and one["subject"][3] == "_" for one in listed)
+        refused = shop.post("/v1/webhooks/test", json={"type": events.TEST})
+        assert (refused.status_code, refused.json()["field"]) == (400, "type")

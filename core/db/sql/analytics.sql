@@ -155,3 +155,32 @@ DELETE FROM vf.figures f
         WHERE (x.grain_s IN (1, 60) OR x.kind = 'v' AND x.grain_s = 900)
           AND x.grain_s IN (1, 60, 900) AND x.bucket < clock_timestamp() - make_interval(days => @keep_days::integer)
         LIMIT 10000));
+
+-- name: top :many
+-- What was redeemed most between two instants: codes (kind v), campaigns (c) or flash sales (s).
+WITH rows AS (
+    SELECT f.scope_id, f.redeemed - f.undone AS live,
+           f.discount_minor - f.undone_discount_minor - f.returned_minor AS discount_minor,
+           f.order_value_minor - f.undone_value_minor AS order_value_minor
+      FROM vf.figures f
+     WHERE f.project_id = @project_id AND f.kind = @kind::text AND f.grain_s = 900
+       AND f.bucket >= @from_at::timestamptz AND f.bucket < @to_at::timestamptz
+    UNION ALL
+    SELECT CASE @kind WHEN 'v' THEN t.voucher_id WHEN 'c' THEN t.campaign_id ELSE t.sale_id END, t.redeemed - t.undone,
+           t.discount_minor - t.undone_discount_minor - t.returned_minor, t.order_value_minor - t.undone_value_minor
+      FROM vf.facts(@project_id, coalesce((SELECT m.event_id FROM vf.figures_mark m),
+                                          '00000000-0000-0000-0000-000000000000'),
+                    'ffffffff-ffff-ffff-ffff-ffffffffffff', true) t
+     WHERE t.at >= @from_at AND t.at < @to_at
+), places AS MATERIALIZED (
+    SELECT r.scope_id, sum(r.live)::bigint AS live, sum(r.discount_minor)::bigint AS discount_minor,
+           sum(r.order_value_minor)::bigint AS order_value_minor
+      FROM rows r WHERE r.scope_id IS NOT NULL
+     GROUP BY 1 HAVING sum(r.live) > 0 ORDER BY 2 DESC, 1 DESC LIMIT @limit::bigint
+)
+SELECT p.scope_id, coalesce(v.code, c.name, s.name) AS name, p.live, p.discount_minor, p.order_value_minor
+  FROM places p
+  LEFT JOIN vf.vouchers v ON v.project_id = @project_id AND v.id = p.scope_id
+  LEFT JOIN vf.campaigns c ON c.project_id = @project_id AND c.id = p.scope_id
+  LEFT JOIN vf.flash_sales s ON s.project_id = @project_id AND s.id = p.scope_id
+ ORDER BY p.live DESC, p.scope_id DESC;

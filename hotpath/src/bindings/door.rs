@@ -79,6 +79,7 @@ pub struct Learnt {
 struct Meter {
     rest: AtomicI64,
     answered: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Meter {
@@ -317,6 +318,9 @@ impl Hot for Shared {
         if !response.status().is_server_error() {
             taken.learnt.meter.answered.fetch_add(1, Ordering::Relaxed);
         }
+        if response.status() == StatusCode::CONFLICT {
+            taken.learnt.meter.refused.fetch_add(1, Ordering::Relaxed);
+        }
         Some(response)
     }
 
@@ -528,14 +532,16 @@ impl Door {
         lock(&self.shared.meters).get(&authorization_of(token)).map_or(0, |meter| meter.drain())
     }
 
-    /// How many requests of each key were answered here since the last call, by its text; those
-    /// that failed here are not among them.
-    fn metered(&self) -> Vec<(Cow<'static, [u8]>, u64)> {
+    /// How many requests of each key were answered here since the last call, by its text, and how
+    /// many of those were refused; those that failed here are not among them.
+    fn metered(&self) -> Vec<(Cow<'static, [u8]>, u64, u64)> {
         let mut counts = Vec::new();
         lock(&self.shared.meters).retain(|authorization, meter| {
             let answered = meter.answered.swap(0, Ordering::Relaxed);
             if answered > 0 {
-                counts.push((authorization.as_bytes()[BEARER.len()..].to_vec().into(), answered));
+                let refused = meter.refused.swap(0, Ordering::Relaxed);
+                let token = authorization.as_bytes()[BEARER.len()..].to_vec().into();
+                counts.push((token, answered, refused));
             }
             // Where no address is known to the key any more, this was the last of it.
             answered > 0 || Arc::strong_count(meter) > 1
