@@ -12,6 +12,8 @@ import signal
 import socket
 import sys
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +42,16 @@ class PortTaken(Exception):
     """One plain sentence: the address cannot be listened on."""
 
 
+class _Server(Granian):  # type: ignore[misc, valid-type]
+    """Granian, which lets the workers know that it is told to end before it waits for them."""
+
+    running: Connection
+
+    def shutdown(self, exit_code: int = 0) -> None:
+        self.running.close()
+        super().shutdown(exit_code)
+
+
 def main() -> None:
     """Serve. Ends with status 1 and one line when a setting is wrong or the port is taken."""
     options = _options()
@@ -58,10 +70,11 @@ def main() -> None:
         raise SystemExit(1) from None
     if settings.workers > 1:
         _share_metrics(settings)
-    entrance = Entrance(listening, private / "api.sock")
+    ending, running = Pipe(duplex=False)
+    entrance = Entrance(listening, private / "api.sock", ending)
     # Left by one that was killed.
     entrance.upstream.unlink(missing_ok=True)
-    server = Granian(
+    server = _Server(
         "api.app:create",
         uds=entrance.upstream,
         interface=Interfaces.RSGI,
@@ -78,8 +91,9 @@ def main() -> None:
         respawn_interval=RESPAWN_INTERVAL_S,
         workers_kill_timeout=WORKER_KILL_TIMEOUT_S,
     )
+    server.running = running
     try:
-        server.serve(target_loader=partial(_load, settings, entrance), wrap_loader=False)
+        server.serve(target_loader=partial(_load, settings, entrance, running), wrap_loader=False)
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
@@ -100,9 +114,11 @@ def _listening(settings: Settings) -> socket.socket:
     return listening
 
 
-def _load(settings: Settings, entrance: Entrance) -> Any:
+def _load(settings: Settings, entrance: Entrance, running: Connection) -> Any:
     """Make the application inside a worker process."""
     die_with_parent(signal.SIGKILL)
+    # This end is the parent's alone: when it closes it, the other one is at its end.
+    running.close()
     from api import app
     from core import logs
 

@@ -103,6 +103,13 @@ class Front:
         """Open the services before the first request."""
         loop.run_until_complete(self._services.start())
         loop.run_until_complete(self._doors.listen(self._entrance, self._word_soon))
+        ending = self._entrance.ending.fileno()
+
+        def ends() -> None:
+            loop.remove_reader(ending)
+            self._services.end_soon()
+
+        loop.add_reader(ending, ends)
         # What is there now stays; it need not be walked through again and again.
         gc.collect()
         gc.freeze()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -48,10 +49,15 @@ class HotCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class Entrance(NamedTuple):
-    """Where requests arrive, and the Unix socket at which granian takes those handed on."""
+    """Where requests arrive, and the Unix socket at which granian takes those handed on.
+
+    `ending` is at its end when the server is told to: streams are ended then, since granian waits
+    for them before it closes the services.
+    """
 
     listening: socket.socket
     upstream: Path
+    ending: Connection
 
 
 class HotDoors(Protocol):
@@ -165,6 +171,12 @@ class Services:
         ticket = await self.meter.enter(caller, stops=stops)
         ticket.standing = standing
         return ticket
+
+    def end_soon(self) -> None:
+        """Take what comes still, but let balancers go elsewhere and end what has no end."""
+        self.is_draining = True
+        if self._tailing is not None:
+            self.live.stop()
 
     async def stop(self) -> None:
         """Finish what is in flight and close everything, doors first."""
