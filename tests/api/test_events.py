@@ -185,8 +185,8 @@ def test_each_type_is_told_once_of_what_it_names_in_the_order_it_happened(
                 again = client.get(f"/v1/events/{one['id']}")
                 assert (again.status_code, again.json()) == (200, one)
     # Numbers are written off where Redis lost data: tests/core/test_receipts.py tells of that.
-    # The last two are for webhooks: tests/api/test_webhooks.py.
-    elsewhere = {"flash_sale.released", "voucher.validated", "webhook.test"}
+    # Fraud: tests/api/test_fraud.py. The last two are for webhooks: tests/api/test_webhooks.py.
+    elsewhere = {"flash_sale.released", "fraud.alert", "voucher.validated", "webhook.test"}
     assert seen | elsewhere == set(events.TYPES) and not seen & elsewhere
 
 
