@@ -98,6 +98,8 @@ def copy_of(tree: Sequence[str]) -> Iterator[Path]:
             place = copy / name
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, place)
+        # For `./vauchflow`; the packages are the same.
+        (copy / ".venv").symlink_to(ROOT / ".venv")
         yield copy
     finally:
         shutil.rmtree(copy, ignore_errors=True)
