@@ -28,7 +28,7 @@ def server_settings(module: object) -> dict[str, object]:
     call = next(
         node
         for node in ast.walk(ast.parse(Path(path).read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Granian"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Granian", "_Server")
     )
     names = {key: value for key, value in vars(module).items() if not key.startswith("__")}
     return {
