@@ -534,6 +534,7 @@ async def test_a_redis_that_is_away_is_not_called_clean(
     assert "not checked: 1 live lease in Redis" in out
 
 
+@pytest.mark.timeout(240)
 async def test_a_selling_settling_and_trimmed_sale_never_raises_a_false_alarm(
     books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -566,9 +567,11 @@ async def test_a_selling_settling_and_trimmed_sale_never_raises_a_false_alarm(
         group.create_task(sell())
         group.create_task(reconcile())
         lags = []
-        for _ in range(12):
-            status, failed, out = await judged(settings, capsys)
-            assert (status, failed) == (0, set()), out
-            lags.append(out[out.index("claimed") :].split(";")[0])
-        ended.set()
+        try:
+            for _ in range(8):
+                status, failed, out = await judged(settings, capsys)
+                assert (status, failed) == (0, set()), out
+                lags.append(out[out.index("claimed") :].split(";")[0])
+        finally:
+            ended.set()
     assert len(set(lags)) > 1, "the sale stood still"
