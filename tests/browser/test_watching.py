@@ -23,6 +23,9 @@ def product() -> Iterator[Product]:
         yield product
 
 
+BOTH = "() => ['left', 'sold'].map((id) => document.getElementById(id).innerText)"
+
+
 def number(page: Page, place: str) -> int:
     return int(page.locator(place).inner_text().replace(",", ""))
 
@@ -47,7 +50,8 @@ def test_a_sale_is_watched_while_twenty_thousand_claims_run(desk: Page, product:
     seen = []
     with crowd(product, path, "WATCHED", "--requests", str(CLAIMS), "--seed", "7") as client:
         while number(desk, "#left"):
-            seen.append((number(desk, "#left"), number(desk, "#sold")))
+            # Both at once: the page may be drawn anew between two questions.
+            seen.append(tuple(int(text.replace(",", "")) for text in desk.evaluate(BOTH)))
             desk.wait_for_timeout(150)
         assert client.stdout is not None
         told = json.loads(client.stdout.read().splitlines()[-1])
