@@ -26,6 +26,8 @@ KNOWN_SHARE = 0.6
 # A schema cannot say that a date lies behind another, that a currency has two decimals, or what a
 # plan includes: such a request fits the description and is refused.
 OF_MEANING = ["2xx", "400", "401", "402", "403", "404", "409", "413", "422", "429"]
+# Its answer has no end that could be waited for: tests/api/test_live.py.
+ENDLESS = "/v1/live"
 # Whoever asks too often is told so before it is looked at what was asked.
 OF_NONSENSE = ["400", "401", "402", "403", "404", "405", "409", "413", "415", "422", "429"]
 
@@ -70,6 +72,7 @@ def settings_of(projects: dict[str, Project], known: dict[str, str], place: Path
             f'parameters."path.{name}" = {{ dictionary = "{noun}", probability = {KNOWN_SHARE} }}'
             for name in names
         ]
+    lines += ["[[operations]]", f'include-path = "{ENDLESS}"', "enabled = false"]
     file = place / "schemathesis.toml"
     file.write_text("\n".join(lines))
     return file
@@ -87,7 +90,9 @@ def test_nothing_is_answered_that_is_not_described(
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "--config-file",
          str(settings_of(projects, known, tmp_path)), "run", f"{api.base_url}/openapi.json",
-         "--checks", "all", "--continue-on-failure", "--no-color"],
+         "--checks", "all", "--continue-on-failure", "--no-color",
+         # How fast bodies are thought up is the tool's affair, and a slow machine's.
+         "--suppress-health-check", "all"],
         cwd=tmp_path, capture_output=True, text=True, timeout=FOR_S + 120,
     )  # fmt: skip
     summary = done.stdout[done.stdout.rfind("= SUMMARY =") :]
@@ -97,6 +102,8 @@ def test_nothing_is_answered_that_is_not_described(
     made = re.search(r"^ +([\d,]+) generated", summary, re.MULTILINE)
     assert made is not None and int(made[1].replace(",", "")) >= CASES_MIN
     tested = re.search(r"Selected: (\d+)/(\d+)\n +Tested: (\d+)", summary)
-    assert tested is not None and len(set(tested.groups())) == 1, "every address was asked"
+    assert tested is not None
+    selected, there, asked = (int(count) for count in tested.groups())
+    assert (selected, asked) == (there - 1, there - 1), "every address but one was asked"
     assert [e for e in api.log_since(logged) if e["level"] == "error"] == []
     assert httpx.get(f"{api.base_url}/readyz").status_code == 200
