@@ -161,14 +161,19 @@ def make_project(api: Api) -> Callable[..., Project]:
         plan: str = "enterprise",
         account_id: UUID | None = None,
     ) -> Project:
-        return asyncio.run(_make_project(api.settings, currency, time_zone, plan, account_id))
+        return asyncio.run(open_project(api.settings, currency, time_zone, plan, account_id))
 
     return make
 
 
-async def _make_project(
-    settings: Settings, currency: str, time_zone: str, plan: str, account_id: UUID | None
+async def open_project(
+    settings: Settings,
+    currency: str = "EUR",
+    time_zone: str = "UTC",
+    plan: str = "enterprise",
+    account_id: UUID | None = None,
 ) -> Project:
+    """Make a project with its first keys, on the account given or on one of its own."""
     database = await Database.open(settings.database_dsn("worker"), size_max=1)
     try:
         async with database.transaction(None) as conn:

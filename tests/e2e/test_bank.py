@@ -27,7 +27,7 @@ import pytest
 from core.db import migrate
 from core.local import Servers
 from core.settings import PROJECT_ROOT, Settings
-from tests.api.conftest import _make_project, wait_until_ready
+from tests.api.conftest import open_project, wait_until_ready
 from tests.conftest import SEED, settings_on, temporary_data_dir
 
 CARDS = 50
@@ -219,7 +219,7 @@ def bank_of_its_own() -> Iterator[Bank]:
                 settings_on(servers.database_url, servers.redis_url, path), port=quiet_port()
             )
             asyncio.run(migrate.migrate(settings))
-            project = asyncio.run(_make_project(settings, "EUR", "UTC", "enterprise"))
+            project = asyncio.run(open_project(settings))
             bank = Bank(settings, project.secret_key)
             bank.start()
             try:
