@@ -60,7 +60,6 @@ class _Ledger(msgspec.Struct, frozen=True):
     row_count: int
     live_count: int
     number_count: int
-    highest: int
     customer_count: int
     most_of_one: int
     discount_minor: int

@@ -82,6 +82,13 @@ class MemberList(msgspec.Struct, frozen=True):
     has_more: bool
 
 
+class Named(msgspec.Struct, frozen=True):
+    """A segment by its name."""
+
+    id: UUID
+    name: str
+
+
 class _Rule(msgspec.Struct, frozen=True):
     id: UUID
     rule: Rule | None
@@ -199,6 +206,12 @@ async def of_customer(conn: db.Connection, caller: Caller, customer_id: str) -> 
     wanted = {fact for rule in rules.values() if rule is not None for fact in rule.facts()}
     known = await facts_of(conn, caller.project_id, customer_id, wanted)
     return [*await belonging(conn, caller, customer_id, rules, known)]
+
+
+async def names(conn: db.Connection, caller: Caller, public_ids: Iterable[str]) -> list[Named]:
+    """Return the names of some segments, the oldest first; unknown ones are left out."""
+    wanted = [one for one in map(_uuid, public_ids) if one is not None]
+    return await db.many(conn, "segments.names", Named, project_id=caller.project_id, ids=wanted)
 
 
 async def check_named(

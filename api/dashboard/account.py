@@ -9,7 +9,7 @@ from api import auth, metrics
 from api.dashboard import forms, pages, qr_codes, visits
 from api.dashboard.forms import Field
 from api.dashboard.visits import Visit
-from core import credentials, ids, sessions
+from core import credentials, sessions
 from core.credentials import FirstCode, PasswordChange, Proof
 from core.errors import Fault
 
@@ -47,7 +47,7 @@ async def _shown(visit: Visit, fault: Fault | None = None, at: str = "") -> Resp
     return visit.page(
         "account.html", 400 if fault else 200, title="Your account", me=visit.session,
         told=fault.detail if fault else None, at=at, logged_in=logged_in, proof=_PROOF,
-        password=_PASSWORD, session_id=lambda one: ids.format_id("ses", one.id),
+        password=_PASSWORD,
     )  # fmt: skip
 
 

@@ -348,7 +348,7 @@ def _cart(visit: Visit) -> Question:
     item: dict[str, Any] = {
         "unit_price": forms.number(given.get("try-price", "").strip() or "0"),
         "quantity": forms.number(given.get("try-quantity", "").strip() or "1"),
-        "tags": [tag for tag in map(str.strip, given.get("try-tag", "").split(",")) if tag],
+        "tags": forms.words(given.get("try-tag", "")),
         **{name: text for name, text in words.items() if text},
     }
     asked: dict[str, Any] = {"order": {"items": [item], "shipping": 5}}

@@ -80,7 +80,7 @@ async def show(request: Req, project: str) -> Response[bytes]:
             one = await customers.get(conn, visit.caller, name)
             wallet = await customers.wallet(conn, visit.caller, name, after=None, limit=_RECENT_MAX)
             found = await customers.segments_of(conn, visit.caller, name)
-            groups = [await segments.get(conn, visit.caller, one) for one in found]
+            groups = await segments.names(conn, visit.caller, found)
     except NotFound:
         return await _list(visit, missed=name)
     return await _shown(visit, one, wallet=wallet, groups=groups)

@@ -49,7 +49,8 @@ def _id_of(public_id: str) -> UUID:
     return sale_id
 
 
-async def _shown(visit: Visit, sale_id: UUID) -> FlashSale:
+async def shown(visit: Visit, sale_id: UUID) -> FlashSale:
+    """Return a sale as it stands in both stores. Raises: NotFound. Cost: one read of each."""
     row = await visit.desk.read(visit.caller.project_id, sale_id)
     return await flash_sales.show(visit.desk.redis, row, visit.caller)
 
@@ -61,7 +62,7 @@ async def page(request: Req, project: str) -> Response[bytes]:
     asked = visit.asked("fls")
     async with visit.reading() as conn:
         found = await flash_sales.page(conn, visit.caller, after=asked.after, limit=asked.limit + 1)
-    rows = [await _shown(visit, sale_id) for sale_id in found[: asked.limit]]
+    rows = [await shown(visit, sale_id) for sale_id in found[: asked.limit]]
     return visit.page(
         "flash_sales.html", title="Flash sales", rows=rows, has_more=len(found) > asked.limit
     )  # fmt: skip
@@ -159,7 +160,7 @@ def _latest(looks: list[verifications.Verification]) -> datetime | None:
 async def live(request: Req, project: str, sale: str) -> Response[bytes]:
     """Return the figures of a sale alone, for the page that watches it."""
     visit = await visits.begun(request, project)
-    one = await _shown(visit, _id_of(sale))
+    one = await shown(visit, _id_of(sale))
     return visit.page(
         "flash_sale_figures.html", title=one.name, one=one, at=datetime.now(UTC), tally=_tally()
     )

@@ -22,6 +22,7 @@ Given = Mapping[str, str]
 # Many times the largest form; a million empty fields are a second of work.
 FIELDS_MAX: Final = 300
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", re.ASCII)
+_BETWEEN: Final = re.compile(r"[,\r\n]")
 
 Kind = Literal["text", "password", "email", "number", "time", "choice", "tick", "area", "words"]
 
@@ -93,8 +94,13 @@ def _value(field: Field, text: str, zone: str) -> Any:
     if field.kind == "time":
         return _instant(text, zone)
     if field.kind == "words":
-        return [word.strip() for word in text.split(",") if word.strip()]
+        return words(text)
     return text
+
+
+def words(text: str) -> list[str]:
+    """Return what is parted by commas or lines, without what is empty."""
+    return [word for word in map(str.strip, _BETWEEN.split(text)) if word]
 
 
 def number(text: str) -> Any:

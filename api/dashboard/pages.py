@@ -200,6 +200,7 @@ def _templates() -> jinja2.Environment:
     environment.filters.update(
         amount=amount, count=count, when=when, day=day, words=words, tone=tone, plain=plain,
         signed=signed, epoch=epoch, public_key=partial(ids.format_id, "key"),
+        segment=partial(ids.format_id, "seg"), session=partial(ids.format_id, "ses"),
     )  # fmt: skip
     environment.tests["given"] = is_given
     return environment

@@ -78,9 +78,7 @@ def _value(fact: str, test: str, text: str) -> Any:
     if fact == "customer.is_new":
         return text.lower() not in ("no", "false", "0")
     if test in _LISTS:
-        return [
-            forms.number(w) if _counts(fact) else w for w in map(str.strip, text.split(",")) if w
-        ]
+        return [forms.number(word) if _counts(fact) else word for word in forms.words(text)]
     return forms.number(text) if _counts(fact) else text
 
 

@@ -61,10 +61,6 @@ def _form(visit: Visit, fault: Fault | None = None) -> Response[bytes]:
     )  # fmt: skip
 
 
-def _words(text: str) -> list[str]:
-    return [word for line in text.splitlines() for word in map(str.strip, line.split(",")) if word]
-
-
 @post("/dashboard/{project:str}/segments/new", operation_id="dashboard.segments.create")
 async def create(request: Req, project: str) -> Response[bytes]:
     """Make a segment and look at it."""
@@ -85,7 +81,7 @@ def _made_of(given: forms.Given) -> dict[str, Any]:
     if given.get("kind") == "rule":
         # A rule without rows is refused by the gate, not a list of nobody.
         return {"rule": rule_rows.read(given) or {}}
-    return {"customer_ids": _words(given.get("customer_ids", ""))}
+    return {"customer_ids": forms.words(given.get("customer_ids", ""))}
 
 
 @get("/dashboard/{project:str}/segments/{segment:str}", operation_id="dashboard.segments.show")
@@ -115,7 +111,7 @@ async def members(request: Req, project: str, segment: str) -> Response[bytes]:
     visit = await visits.changing(request, project)
 
     async def work(conn: db.Connection) -> Segment:
-        more = {name: _words(visit.given.get(name, "")) for name in ("add", "remove")}
+        more = {name: forms.words(visit.given.get(name, "")) for name in ("add", "remove")}
         asked = forms.read(MembersPatch, (), visit.given, visit.zone, more)
         return await segments.change_members(conn, visit.caller, segment, asked)
 

@@ -73,7 +73,9 @@ async def save(request: Req, project: str) -> Response[bytes]:
 
     async def work(conn: db.Connection) -> Project:
         plain = tuple(one for one in _SETTINGS if one.kind != "words")
-        percents = [forms.number(text) for text in _words(visit.given.get("mail_at_percent", ""))]
+        percents = [
+            forms.number(text) for text in forms.words(visit.given.get("mail_at_percent", ""))
+        ]
         more = {"mail_at_percent": percents}
         asked = forms.read(ProjectPatch, plain, visit.given, visit.zone, more)
         return await projects.patch(conn, visit.caller, visit.member.role, asked)
@@ -82,10 +84,6 @@ async def save(request: Req, project: str) -> Response[bytes]:
         return await visit.act(work, "/settings", "saved")
     except Fault as fault:
         return await _shown(visit, fault)
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 async def _become(visit: Visit, status: str) -> Refusal | None:

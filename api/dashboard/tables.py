@@ -12,6 +12,7 @@ from litestar import Request, get
 from litestar.response import Response
 
 from api import pagination
+from api.dashboard import flash_sales as sale_pages
 from api.dashboard import redemptions as redemption_pages
 from api.dashboard import visits
 from api.dashboard.visits import Visit
@@ -74,11 +75,7 @@ async def _redemptions(visit: Visit, given: Given, after: UUID | None) -> list[A
 async def _flash_sales(visit: Visit, given: Given, after: UUID | None) -> list[Any]:
     async with visit.reading() as conn:
         found = await flash_sales.page(conn, visit.caller, after=after, limit=PIECE)
-    rows = []
-    for sale_id in found:
-        row = await visit.desk.read(visit.caller.project_id, sale_id)
-        rows.append(await flash_sales.show(visit.desk.redis, row, visit.caller))
-    return rows
+    return [await sale_pages.shown(visit, sale_id) for sale_id in found]
 
 
 async def _gift_cards(visit: Visit, given: Given, after: UUID | None) -> list[Any]:

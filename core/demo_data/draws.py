@@ -47,10 +47,6 @@ class Draws:
         seconds = 3600 * (hour + (at - begun) / _HOURS[hour])
         return begin_of(day) + timedelta(seconds=int(seconds), milliseconds=int(seconds % 1 * 999))
 
-    def between(self, first: datetime, last: datetime) -> datetime:
-        """Return any instant between two."""
-        return first + (last - first) * self.random.random()
-
     def chance(self, share: float) -> bool:
         """Say yes in this share of cases."""
         return self.random.random() < share

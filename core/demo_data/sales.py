@@ -55,11 +55,6 @@ def draw(draws: Draws, crowd: Crowd, count: int, until: datetime) -> Sales:
     return found
 
 
-def wins_of(count: int) -> int:
-    """Return how many of a year's redemptions are won in sales."""
-    return sum(int(max(STOCK_MIN, stock * count // _PER) * share) for *_, stock, share in _DROPS)
-
-
 def _voucher(draws: Draws, code: str, at: datetime, units: int) -> Row:
     return {
         "id": draws.id_at(at), "code": code, "code_norm": code, "campaign_id": None,

@@ -1,6 +1,7 @@
 """Pages around the work: first steps, projects, settings, billing, a person's own page."""
 
 import base64
+import csv
 import re
 import secrets
 import shlex
@@ -223,7 +224,12 @@ def test_a_segment_is_a_list_that_is_changed_or_a_rule_in_words(anna: Visitor) -
     page = anna.get(listed).text
     assert "3 in all" in page and "&lt;script&gt;" in page and "<script>alert" not in page
     anna.made(f"{listed}/members", add="cust_9", remove="cust_1,cust_2")
-    assert "2 in all" in anna.get(listed).text and "cust_9" in anna.get(listed).text
+    page = anna.get(listed).text
+    assert "2 in all" in page and "cust_9" in page
+    table = re.search(rf'href="{anna.root}(/tables/members.csv[^"]+)"', page)
+    assert table is not None
+    (head,), *members = csv.reader(anna.get(table[1]).text.splitlines())
+    assert (head, sorted(members)) == ("customer_id", [[HOSTILE], ["cust_9"]])
     rule = anna.made(
         "/segments/new", name="Regulars", kind="rule", match="all",
         **{

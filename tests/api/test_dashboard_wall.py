@@ -23,6 +23,7 @@ from tests.api.test_events import as_worker
 
 # What is named after these is no object of a project: months, and kinds of tables and rules.
 NO_OBJECTS = {"invoices", "tables", "reports", "rules"}
+TABLES_OF_ONE = {"gift-cards": "entries", "webhooks": "deliveries", "segments": "members"}
 # A visit that would end what the others need.
 LAST = ("/log-out", "/erase", "/remove", "/revoke", "/end", "/archive", "/delete", "/confirm",
         "/account/password", "/cancel", "/role", "/close")  # fmt: skip
@@ -152,7 +153,7 @@ def test_no_page_of_a_project_knows_an_object_of_another(
     for name in ("person", "erase"):
         assert anna.get(f"/customers/{name}?id=cust_1").status_code == 200
         assert stranger.get(f"/customers/{name}?id=cust_1").status_code == 404
-    for noun, table in (("gift-cards", "entries"), ("webhooks", "deliveries")):
+    for noun, table in TABLES_OF_ONE.items():
         address = f"/tables/{table}.csv?of={found[noun]}"
         assert anna.get(address).status_code == 200
         assert stranger.get(address).status_code == 404

@@ -79,7 +79,8 @@ def read(grid: Grid) -> bytes:
                 at += 1
     rest = words[at:]
     for number, block in enumerate(data):
-        assert_correct(block + rest[number :: len(lengths)])
+        correction = rest[number :: len(lengths)]
+        assert_correct(block + correction, len(correction))
     text = "".join(f"{word:08b}" for block in data for word in block)
     assert text[:4] == "0100"
     length_bits = 8 if version < 10 else 16
@@ -87,14 +88,14 @@ def read(grid: Grid) -> bytes:
     return bytes(int(text[begin + 8 * n : begin + 8 * n + 8], 2) for n in range(length))
 
 
-def assert_correct(block: list[int]) -> None:
+def assert_correct(block: list[int], correction: int) -> None:
     """A block, read as a polynomial, is 0 at as many powers of 2 as it has correction words."""
     powers = [1]
     for _ in range(254):
         doubled = powers[-1] << 1
         powers.append(doubled ^ 0x11D if doubled > 255 else doubled)
     logs = {value: number for number, value in enumerate(powers)}
-    for root in range(10):
+    for root in range(correction):
         value = 0
         for word in block:
             value = (powers[(logs[value] + root) % 255] if value else 0) ^ word

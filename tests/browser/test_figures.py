@@ -1,5 +1,7 @@
 """Charts and pages that are watched, in a real browser."""
 
+import time
+
 from playwright.sync_api import Page, expect
 
 from bench.product import Product
@@ -36,8 +38,10 @@ def test_charts_follow_from_light_to_dark(
     light = canvas.evaluate("(one) => one.toDataURL()")
     desk.emulate_media(color_scheme="dark")
     expect(desk.locator("body")).to_have_css("background-color", "rgb(18, 22, 20)")
-    desk.wait_for_timeout(100)
-    assert canvas.evaluate("(one) => one.toDataURL()") != light
+    deadline_s = time.monotonic() + 10.0
+    while canvas.evaluate("(one) => one.toDataURL()") == light:
+        assert time.monotonic() < deadline_s, "the chart has stayed light"
+        desk.wait_for_timeout(50)
 
 
 def test_home_shows_redemptions_as_they_come_in(

@@ -20,7 +20,7 @@ WITH won AS MATERIALIZED (
      WHERE k.status = 'redeemed' AND k.customer_id IS NOT NULL GROUP BY 1
 )
 SELECT count(*) AS row_count, count(*) FILTER (WHERE k.status = 'redeemed') AS live_count,
-       count(DISTINCT k.number) AS number_count, coalesce(max(k.number), 0) AS highest,
+       count(DISTINCT k.number) AS number_count,
        (SELECT count(*) FROM live) AS customer_count,
        coalesce((SELECT max(l.n) FROM live l), 0) AS most_of_one,
        coalesce(sum(k.discount_minor) FILTER (WHERE k.status = 'redeemed'), 0)::bigint AS discount_minor,

@@ -39,6 +39,10 @@ UPDATE vf.segments
 -- The rules of some segments.
 SELECT s.id, s.rule FROM vf.segments s WHERE s.project_id = @project_id AND s.id = ANY (@ids::uuid[]);
 
+-- name: names :many
+-- The names of some segments.
+SELECT s.id, s.name FROM vf.segments s WHERE s.project_id = @project_id AND s.id = ANY (@ids::uuid[]) ORDER BY s.id;
+
 -- name: all_rules :many
 -- The rules of every segment of a project.
 SELECT s.id, s.rule FROM vf.segments s WHERE s.project_id = @project_id ORDER BY s.id;
