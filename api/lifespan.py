@@ -173,16 +173,16 @@ class Services:
         return ticket
 
     def end_soon(self) -> None:
-        """Take what comes still, but let balancers go elsewhere and end what has no end."""
+        """Take what comes still, but let balancers go elsewhere, and end what would go on."""
         self.is_draining = True
+        self.reports.stop()
         if self._tailing is not None:
             self.live.stop()
 
     async def stop(self) -> None:
         """Finish what is in flight and close everything, doors first."""
-        self.is_draining = True
+        self.end_soon()
         if self._tailing is not None:
-            self.live.stop()
             await end(self._tailing)
         if self.doors is not None:
             await self.doors.stop()

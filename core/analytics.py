@@ -15,6 +15,7 @@ import structlog
 
 from core import attempts, campaigns, db, ids
 from core.api_keys import Caller
+from core.budgets import used_of
 from core.errors import Invalid, NotFound, OutcomeUnknown, Unavailable
 from core.rules import budgets, money, schedules
 from core.shapes import Amount
@@ -210,11 +211,6 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     rolled_back: int
 
 
-class _Span(msgspec.Struct, frozen=True):
-    from_at: datetime
-    to_at: datetime
-
-
 async def overview(conn: db.Connection, caller: Caller) -> Overview:
     """Return the overview. `top_code` is today's most redeemed code, else the most redeemed ever.
 
@@ -294,15 +290,15 @@ async def _burn_downs(
         "discount": recent.discount_minor - recent.undone_discount_minor - recent.returned_minor,
         "order_value": recent.order_value_minor - recent.undone_value_minor,
     }
-    found = []
-    for budget in shared:
-        period = schedules.period_of(budget.period, now, promotion.time_zone)
-        used = await db.one(
-            conn, "quotes.used", int, project_id=caller.project_id, scope_id=campaign.id,
-            label=budget.label, subject="", period=period,
-        )  # fmt: skip
-        found.append(_burn_down(budget, period, used or 0, taken[budget.of], now, caller.exponent))
-    return found
+    keys = [
+        (campaign.id, one.label, schedules.period_of(one.period, now, promotion.time_zone))
+        for one in shared
+    ]
+    used = await used_of(conn, caller, keys)
+    return [
+        _burn_down(one, key[-1], used.get(key, 0), taken[one.of], now, caller.exponent)
+        for one, key in zip(shared, keys, strict=True)
+    ]
 
 
 def _burn_down(
@@ -351,15 +347,12 @@ async def top(conn: db.Connection, caller: Caller, of: Ranked, asked: Asked, lim
     Raises: Invalid. Cost: a row for each quarter of an hour in which one was redeemed.
     """
     zone, days, _ = await _days(conn, caller, asked)
-    span = await db.one(
-        conn, "analytics.span", _Span, from_day=days[0], to_day=days[1], time_zone=zone
-    )
-    assert span is not None
-    if of == "codes" and span.from_at < datetime.now(UTC) - timedelta(days=KEEP_DAYS - 1):
+    from_at, to_at = _span(days, zone)
+    if of == "codes" and from_at < datetime.now(UTC) - timedelta(days=KEEP_DAYS - 1):
         raise Invalid(f"codes are ranked within the last {KEEP_DAYS - 1} days", field="from")
     rows = await db.many(
         conn, "analytics.top", _Top, project_id=caller.project_id, kind=_KINDS[of],
-        from_at=span.from_at, to_at=span.to_at, limit=limit,
+        from_at=from_at, to_at=to_at, limit=limit,
     )  # fmt: skip
     return Ranking(
         from_=days[0].isoformat(), to=days[1].isoformat(), time_zone=zone,
@@ -435,15 +428,21 @@ async def _rows(
     conn: db.Connection, project_id: UUID, scope_id: UUID, days: tuple[date, date], unit: Unit,
     zone: str,
 ) -> list[_Row]:  # fmt: skip
-    span = await db.one(
-        conn, "analytics.span", _Span, from_day=days[0], to_day=days[1], time_zone=zone
-    )
-    assert span is not None
+    from_at, to_at = _span(days, zone)
     return await db.many(
         conn, "analytics.points", _Row, project_id=project_id, scope_id=scope_id,
-        grain_s=_GRAIN_S.get(unit, _QUARTER_S), from_at=span.from_at, to_at=span.to_at, unit=unit,
+        grain_s=_GRAIN_S.get(unit, _QUARTER_S), from_at=from_at, to_at=to_at, unit=unit,
         time_zone=zone,
     )  # fmt: skip
+
+
+def _span(days: tuple[date, date], zone: str) -> tuple[datetime, datetime]:
+    """Return the instants at which some days, both included, begin and end in a time zone."""
+    return _begin_of(days[0], zone), _begin_of(days[1] + timedelta(days=1), zone)
+
+
+def _begin_of(day: date, zone: str) -> datetime:
+    return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC)
 
 
 class Glance(msgspec.Struct, frozen=True):
@@ -465,8 +464,9 @@ async def glance(
     from_day = to_day - timedelta(days=days - 1)
     before = from_day - timedelta(days=days)
     now = await now_of(conn, caller.project_id)
-    minutes = await _read(conn, caller, (to_day - timedelta(days=1), to_day), "minute", zone)
-    rows = await _read(conn, caller, (before, to_day), "day", zone)
+    own = caller.project_id
+    minutes = await _rows(conn, own, own, (to_day - timedelta(days=1), to_day), "minute", zone)
+    rows = await _rows(conn, own, own, (before, to_day), "day", zone)
     begins_at = _begin_of(from_day, zone)
     shown = [row for row in rows if row.at >= begins_at]
     series = Series(
@@ -482,20 +482,6 @@ async def glance(
     return Glance(
         now, series, [Point(at=row.at, **_shown(row, caller.exponent)) for row in minutes]
     )
-
-
-def _begin_of(day: date, zone: str) -> datetime:
-    return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC)
-
-
-async def _read(
-    conn: db.Connection, caller: Caller, days: tuple[date, date], unit: Unit, zone: str
-) -> list[_Row]:
-    return await db.many(
-        conn, "analytics.points", _Row, project_id=caller.project_id, scope_id=caller.project_id,
-        grain_s=_GRAIN_S.get(unit, _QUARTER_S), from_at=_begin_of(days[0], zone),
-        to_at=_begin_of(days[1] + timedelta(days=1), zone), unit=unit, time_zone=zone,
-    )  # fmt: skip
 
 
 def _by_week(rows: list[_Row], zone: str) -> list[_Row]:

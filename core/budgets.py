@@ -34,7 +34,23 @@ class _Used(msgspec.Struct, frozen=True):
     label: str
     period: str
     used: int
-    used_max: int
+
+
+async def used_of(
+    conn: db.Connection, caller: Caller, asked: Sequence[tuple[UUID, str, str]]
+) -> dict[tuple[UUID, str, str], int]:
+    """Return what is gone of budgets that all customers share, by campaign, label and period.
+
+    Of one that nobody has used yet nothing is there.
+    """
+    if not asked:
+        return {}
+    rows = await db.many(
+        conn, "budgets.used", _Used, project_id=caller.project_id,
+        scopes=[scope_id for scope_id, *_ in asked], labels=[label for _, label, _ in asked],
+        periods=[period for *_, period in asked],
+    )  # fmt: skip
+    return {(row.scope_id, row.label, row.period): row.used for row in rows}
 
 
 async def gone(
@@ -45,25 +61,19 @@ async def gone(
     A budget nobody has used yet is there with nothing. Cost: one look-up a budget.
     """
     now = datetime.now(UTC)
-    asked: list[tuple[str, dict[str, Any], str, str]] = []
+    asked: list[tuple[str, dict[str, Any], tuple[UUID, str, str]]] = []
     for one in shown:
+        campaign_id = ids.parse_id("cmp", one.id)
+        assert campaign_id is not None
         for budget in one.rules.budgets or []:
             if budget.get("per") is None:
                 label = "/".join(filter(None, (budget["of"], budget.get("period"))))
                 period = schedules.period_of(budget.get("period"), now, str(one.rules.time_zone))
-                asked.append((one.id, budget, label, period))
-    rows: list[_Used] = []
-    if asked:
-        rows = await db.many(
-            conn, "budgets.used", _Used, project_id=caller.project_id,
-            scopes=[ids.parse_id("cmp", public_id) for public_id, *_ in asked],
-            labels=[label for *_, label, _ in asked], periods=[period for *_, period in asked],
-        )  # fmt: skip
-    used = {(ids.format_id("cmp", row.scope_id), row.label, row.period): row for row in rows}
+                asked.append((one.id, budget, (campaign_id, label, period)))
+    counted = await used_of(conn, caller, [key for *_, key in asked])
     found: dict[str, list[Gone]] = {one.id: _limit(one) for one in shown}
-    for public_id, budget, label, period in asked:
-        row = used.get((public_id, label, period))
-        found[public_id].append(_budget(caller, budget, row))
+    for public_id, budget, key in asked:
+        found[public_id].append(_budget(caller, budget, counted.get(key, 0)))
     return found
 
 
@@ -79,15 +89,15 @@ def _limit(one: Campaign) -> list[Gone]:
     ]  # fmt: skip
 
 
-def _budget(caller: Caller, budget: dict[str, Any], row: _Used | None) -> Gone:
+def _budget(caller: Caller, budget: dict[str, Any], gone: int) -> Gone:
     of: Measure = budget["of"]
-    most = budget["max"]
     exponent = 0 if of == "redemptions" else caller.exponent
+    most = budget["max"]
+    cap = money.json_amount(most, 0) if isinstance(most, int) else most
     return Gone(
-        of=of, period=budget.get("period"),
-        used=money.json_amount(row.used if row else 0, exponent),
-        max=money.json_amount(most, 0) if isinstance(most, int) else most,
-        share=row.used / row.used_max if row else 0.0,
+        of=of, period=budget.get("period"), used=money.json_amount(gone, exponent), max=cap,
+        # Of the cap as it is now: the counter has the one of the last redemption.
+        share=gone / 10**exponent / float(bytes(cap)),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ away with what it has, and comes back from there; who must miss nothing reads `e
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Final
 from uuid import UUID
 
@@ -83,6 +84,9 @@ class _Listener:
         return self.types is None or type in self.types
 
     def tell(self, text: bytes) -> None:
+        """Give it a message, and none after one for which there was no room."""
+        if self.is_behind:
+            return
         try:
             self.told.put_nowait(text)
         except asyncio.QueueFull:
@@ -134,29 +138,37 @@ class Live:
         full = Unavailable("Too many listen here; come back later.", code="overloaded")
         if self._count >= LISTENERS_MAX:
             raise full
-        channel = await self._channel(caller)
-        if len(channel.listeners) >= LISTENERS_MAX_PER_PROJECT:
-            raise full
-        listener = _Listener(types)
+        self._count += 1
+        try:
+            channel = await self._channel(caller)
+            if len(channel.listeners) >= LISTENERS_MAX_PER_PROJECT:
+                raise full
+            async with aclosing(self._listen(channel, _Listener(types), after)) as told:
+                async for text in told:
+                    yield text
+        finally:
+            self._count -= 1
+
+    async def _listen(
+        self, channel: _Channel, listener: _Listener, after: UUID | None
+    ) -> AsyncGenerator[bytes]:
         # From here on the tail tells what comes; what came before is read by this one alone.
         since = channel.head
         channel.listeners.add(listener)
-        self._count += 1
         self._wanted.set()
         try:
             yield b"retry: %d\n\n" % RETRY_MS
             if after is not None:
-                async for text in self._missed(caller, listener, after, since):
+                async for text in self._missed(channel.caller, listener, after, since):
                     yield text
             if listener.takes(COUNTERS) and channel.counters:
                 yield b"".join(channel.counters.values())
             async for text in self._told(listener):
                 yield text
         finally:
-            self._count -= 1
             channel.listeners.discard(listener)
             if not channel.listeners:
-                self._channels.pop(caller.project_id, None)
+                self._channels.pop(channel.caller.project_id, None)
 
     async def _channel(self, caller: Caller) -> _Channel:
         if caller.project_id not in self._channels:
@@ -198,8 +210,10 @@ class Live:
             if not self._channels:
                 self._wanted.clear()
                 await self._wanted.wait()
+            has_more = False
             try:
                 await self._look()
+                has_more = any(one.has_more for one in self._channels.values())
                 if time.monotonic() - looked_s >= COUNTERS_S:
                     looked_s = time.monotonic()
                     await self._count_sales()
@@ -207,8 +221,7 @@ class Live:
                 _log.warning("live_waits", error=str(error))
             except Exception:
                 _log.exception("live_broken")
-            more = any(one.has_more for one in self._channels.values())
-            await asyncio.sleep(0 if more else LOOK_S)
+            await asyncio.sleep(0 if has_more else LOOK_S)
 
     async def _look(self) -> None:
         channels = dict(self._channels)

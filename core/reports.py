@@ -7,6 +7,7 @@ any length holds one piece in memory, and no connection while the client reads.
 import asyncio
 import csv
 import io
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,11 @@ from typing import Final, Literal
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from core import db, exports, ids, redemptions, referrals, usage, vouchers
 from core.api_keys import Caller
-from core.errors import Invalid, Unavailable
+from core.errors import Fault, Invalid, Unavailable
 from core.gift_cards import ledger
 from core.referrals import Referral
 from core.rules import plans
@@ -63,6 +65,7 @@ COLUMNS: Final[dict[Noun, tuple[str, ...]]] = {
 
 Rows = Sequence[msgspec.Struct]
 _lines: Final = msgspec.json.Encoder().encode_lines
+_log = structlog.get_logger("vauchflow.reports")
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,14 +91,20 @@ class Desk:
         """Begin with none under way."""
         self._database = database
         self._under_way = 0
+        self._is_over = False
+
+    def stop(self) -> None:
+        """Break off what is under way, each at its next piece."""
+        self._is_over = True
 
     async def write(
         self, caller: Caller, noun: Noun, form: exports.Format, asked: Asked
     ) -> AsyncGenerator[bytes]:
         """Write a report piece by piece; the first piece is there even where there are no rows.
 
-        A database that goes away is waited for. After a minute the report ends with a line that
-        says so: `{"error": …}`, in a table a cell that begins with "error:".
+        A database that goes away is waited for, up to a minute. Whatever keeps a report that has
+        begun from its end is told by its last line: `{"error": …}`, in a table a cell that begins
+        with "error:".
 
         Raises, before the first piece: Invalid, NotFound, Unavailable.
         """
@@ -111,10 +120,10 @@ class Desk:
                     async for rows in pieces:
                         yield _written(noun, form, rows, has_header=not has_begun)
                         has_begun = True
-            except Unavailable as error:
+            except Exception as error:
                 if not has_begun:
                     raise
-                yield _broken_off(form, error.detail)
+                yield _broken_off(form, error, noun)
         finally:
             self._under_way -= 1
 
@@ -128,6 +137,8 @@ class Desk:
                 return
             # Also where the client takes all at once, others are answered in between.
             await asyncio.sleep(0)
+            if self._is_over:
+                raise Unavailable("The server is ending.")
 
     async def _piece(self, walk: "_Walk") -> Rows:
         waited_s = 0.0
@@ -135,13 +146,13 @@ class Desk:
             try:
                 return await walk.step(self._database)
             except Unavailable:
-                if not walk.has_begun or waited_s >= WAIT_S_MAX:
+                if not walk.has_begun or waited_s >= WAIT_S_MAX or self._is_over:
                     raise
             await asyncio.sleep(RETRY_S)
             waited_s += RETRY_S
 
 
-class _Walk:
+class _Walk(ABC):
     """How far a report has come. A step that failed is taken again."""
 
     def __init__(self, caller: Caller, asked: Asked) -> None:
@@ -157,9 +168,9 @@ class _Walk:
         self.has_begun = True
         return rows
 
+    @abstractmethod
     async def read(self, database: db.Database) -> Rows:
         """Read the next piece and move on behind it."""
-        raise NotImplementedError
 
     def made_within(self, rows: Sequence[Voucher] | Sequence[Referral], prefix: ids.Prefix) -> Rows:
         """Keep what was made in the report's time. Ids rise with time: the first page that has
@@ -277,10 +288,15 @@ def _written(noun: Noun, form: exports.Format, rows: Rows, *, has_header: bool) 
     return text.getvalue().encode()
 
 
-def _broken_off(form: exports.Format, reason: str) -> bytes:
+def _broken_off(form: exports.Format, error: Exception, noun: Noun) -> bytes:
+    if isinstance(error, Fault):
+        code, reason = error.code, error.detail
+    else:
+        _log.error("report_failed", noun=noun, exc_info=error)
+        code, reason = "internal", "Something broke here."
     told = f"This report is not complete: {reason}"
     if form == "ndjson":
-        return _lines([{"error": {"code": "unavailable", "detail": told}}])
+        return _lines([{"error": {"code": code, "detail": told}}])
     text = io.StringIO()
     csv.writer(text).writerow([f"error: {told}"])
     return text.getvalue().encode()

@@ -1,9 +1,11 @@
 """Who listens is told of everything once, in its order, also across a break; and nobody else."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from core import live
+from core import live, reports
 from core.settings import PROJECT_ROOT
 from tests.api.conftest import Api, Project, free_port, wait_until_ready
 from tests.api.objects import publish
@@ -23,6 +25,8 @@ from tests.api.test_reports import fill, made
 WAIT_S = 10.0
 # Before what hangs is cut off, after 4 s.
 ENDS_S = 3.5
+# In which some megabytes are written on one machine.
+FULL_S = 3.0
 
 
 class Message:
@@ -192,8 +196,8 @@ def test_a_sales_counters_come_as_it_sells(api: Api, shop: Any) -> None:
         assert (last.data["id"], last.data["stock"], last.data["remaining"]) == (sale["id"], 20, 13)
 
 
-def test_a_process_that_ends_ends_its_streams(api: Api, shop: Any, tmp_path: Path) -> None:
-    project, _, _ = shop
+@contextmanager
+def process_of_its_own(api: Api, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     port = free_port()
     command = [sys.executable, "-m", "api", "--port", str(port), "--data-dir", str(tmp_path)]
     log = tmp_path / "api.log"
@@ -204,16 +208,58 @@ def test_a_process_that_ends_ends_its_streams(api: Api, shop: Any, tmp_path: Pat
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, log)
-        key = {"Authorization": f"Bearer {project.secret_key}"}
-        with httpx.Client(base_url=url, headers=key) as ear, listening(ear) as here:
-            started_s = time.monotonic()
-            process.terminate()
-            process.wait(10)
-            took_s = time.monotonic() - started_s
-            with suppress(httpx.TransportError):
-                assert not [line for line in here.rest() if line.startswith("id")]
+        yield process, url
     finally:
         process.kill()
         process.wait(10)
-    print(f"ended in {took_s:.2f} s with a stream open")
+
+
+def test_a_process_that_ends_ends_its_streams(api: Api, shop: Any, tmp_path: Path) -> None:
+    project, client, _ = shop
+    made(client, "/v1/vouchers", code="ENDS", discount_value=20)
+    fill(api, project, "ENDS", 120 * reports.PIECE)
+    path = "/v1/reports/redemptions?format=ndjson"
+    key = {"Authorization": f"Bearer {project.secret_key}"}
+    with (
+        process_of_its_own(api, tmp_path) as (process, url),
+        httpx.Client(base_url=url, headers=key) as ear,
+        listening(ear) as here,
+        ear.stream("GET", path) as report,
+    ):
+        lines = report.iter_lines()
+        next(lines)
+        started_s = time.monotonic()
+        process.terminate()
+        last = deque(lines, maxlen=1)[0]
+        process.wait(10)
+        took_s = time.monotonic() - started_s
+        with suppress(httpx.TransportError):
+            assert not [line for line in here.rest() if line.startswith("id")]
+    assert "not complete" in json.loads(last)["error"]["detail"]
+    print(f"ended in {took_s:.2f} s with a stream and a report open")
     assert took_s < ENDS_S
+
+
+@pytest.mark.long
+def test_a_report_that_is_killed_with_its_process_does_not_look_complete(
+    api: Api, shop: Any, tmp_path: Path
+) -> None:
+    project, client, _ = shop
+    made(client, "/v1/vouchers", code="KILLED", discount_value=20)
+    fill(api, project, "KILLED", 120 * reports.PIECE)
+    key = {"Authorization": f"Bearer {project.secret_key}"}
+    # Whoever has room for megabytes would be sent the whole end.
+    narrow = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    with (
+        process_of_its_own(api, tmp_path) as (process, url),
+        httpx.Client(base_url=url, headers=key, transport=narrow) as ear,
+        ear.stream("GET", "/v1/reports/redemptions") as report,
+    ):
+        lines = report.iter_lines()
+        next(lines)
+        # Until the way is full: nothing is taken, so its end cannot be written.
+        time.sleep(FULL_S)
+        process.terminate()
+        process.wait(10)
+        with pytest.raises(httpx.TransportError):
+            deque(lines, maxlen=1)

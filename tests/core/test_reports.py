@@ -35,14 +35,14 @@ class Door:
             )
 
 
-async def begun(house: Any) -> tuple[Any, list[bytes]]:
+async def begun(house: Any, desk: reports.Desk | None = None) -> tuple[Any, list[bytes]]:
     await house.owner.execute(
         "insert into vf.vouchers (project_id, id, code, code_norm, discount_type, discount_bp) "
         "select $1, gen_random_uuid(), 'R' || n, 'R' || n, 'PERCENT', 100 "
         "from generate_series(1, $2::bigint) n",
         house.project_id, COUNT,
     )  # fmt: skip
-    desk = reports.Desk(house.services.database)
+    desk = desk or reports.Desk(house.services.database)
     written = desk.write(house.caller, "vouchers", "ndjson", Asked())
     return written, [await anext(written)]
 
@@ -79,3 +79,31 @@ async def test_one_that_stays_away_ends_the_report_with_a_line_that_says_so(
     assert len(lines) == reports.PIECE + 1
     assert lines[-1]["error"]["code"] == "unavailable"
     assert "not complete" in lines[-1]["error"]["detail"]
+
+
+async def test_a_server_that_ends_breaks_a_report_off_and_says_so(house: Any) -> None:
+    desk = reports.Desk(house.services.database)
+    written, pieces = await begun(house, desk)
+    desk.stop()
+    pieces.extend([piece async for piece in written])
+    lines = [json.loads(line) for line in b"".join(pieces).splitlines()]
+    assert len(lines) == reports.PIECE + 1
+    assert lines[-1]["error"]["code"] == "unavailable"
+    assert "not complete" in lines[-1]["error"]["detail"]
+
+
+async def test_whatever_breaks_in_the_middle_is_told_and_makes_room(house: Any) -> None:
+    desk = reports.Desk(house.services.database)
+    written, pieces = await begun(house, desk)
+    await house.owner.execute("alter table vf.vouchers rename to vouchers_away")
+    try:
+        pieces.extend([piece async for piece in written])
+    finally:
+        await house.owner.execute("alter table vf.vouchers_away rename to vouchers")
+    lines = [json.loads(line) for line in b"".join(pieces).splitlines()]
+    assert len(lines) == reports.PIECE + 1
+    assert lines[-1]["error"]["code"] == "internal"
+    assert "not complete" in lines[-1]["error"]["detail"]
+    for _ in range(reports.STREAMS_MAX + 1):
+        again = desk.write(house.caller, "vouchers", "csv", Asked())
+        assert len([piece async for piece in again]) >= COUNT // reports.PIECE

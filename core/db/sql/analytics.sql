@@ -130,11 +130,6 @@ SELECT now() AS at, coalesce(sum(r.redeemed), 0)::bigint AS redeemed,
        coalesce(sum(r.returned_minor), 0)::bigint AS returned_minor, coalesce(sum(r.rolled_back), 0)::bigint AS rolled_back
   FROM rows r;
 
--- name: span :one
--- The instants at which a span of days, both included, begins and ends in a time zone.
-SELECT (@from_day::date)::timestamp AT TIME ZONE @time_zone::text AS from_at,
-       (@to_day::date + 1)::timestamp AT TIME ZONE @time_zone AS to_at;
-
 -- name: today :one
 -- The day it is in a time zone.
 SELECT to_char(now() AT TIME ZONE @time_zone::text, 'YYYY-MM-DD') AS day;
