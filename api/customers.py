@@ -175,7 +175,9 @@ async def erase(request: Req, customer: str) -> Response[bytes]:
     services: Services = request.app.state.services
     desk = desk_of(request).leases
     begun = await erasures.begin(services.database, desk, caller, customer)
-    async with idempotency.write(request, caller) as work:
+    async with idempotency.write(
+        request, caller, statement_timeout_ms=customers.ERASE_TIMEOUT_MS
+    ) as work:
         if not work.is_done:
             done = await customers.erase(work.conn, caller, customer, begun.pseudonym)
             work.answer(200, done)

@@ -103,7 +103,11 @@ class Write:
 
 @asynccontextmanager
 async def write(
-    request: "Request[Any, Any, Any]", caller: Caller, raw: bytes = b""
+    request: "Request[Any, Any, Any]",
+    caller: Caller,
+    raw: bytes = b"",
+    *,
+    statement_timeout_ms: int | None = None,
 ) -> AsyncIterator[Write]:
     """Open the one transaction of a write; `raw` is the request's body, already decoded once.
 
@@ -121,7 +125,9 @@ async def write(
     attempt = idempotency.Attempt(caller.project_id, key, fingerprint)
     work = Write(request)
     try:
-        async with idempotency.once(services.database, attempt) as once:
+        async with idempotency.once(
+            services.database, attempt, statement_timeout_ms=statement_timeout_ms
+        ) as once:
             work._once = once
             if once.stored is not None:
                 work._answer = Answer(once.stored.status, once.stored.body)

@@ -44,8 +44,10 @@ class Peers:
 
 def _hops(headers: Any) -> Sequence[str]:
     """Return whom proxies say they had it from, the nearest last."""
-    told = ",".join(headers.get_all("x-forwarded-for"))
-    if told:
+    if "x-forwarded-for" in headers:
+        # Lines that are not ASCII are left out here, and one may be all there is: then nobody is
+        # told of, and what else the request says of itself is not the proxy's word.
+        told = ",".join(headers.get_all("x-forwarded-for"))
         return [hop.strip() for hop in told.split(",")][-HOPS_MAX:]
     hops = []
     for element in ",".join(headers.get_all("forwarded")).split(",")[-HOPS_MAX:]:

@@ -21,6 +21,9 @@ from core.vouchers import Voucher
 
 # Of each kind in one export; the largest shops' best customers have some thousands of redemptions.
 EXPORT_MAX: Final = 100_000
+# One statement of an erasure. A month's events of the largest shops are some millions, of which
+# each second reads some hundred thousand; with less time those shops could never erase anybody.
+ERASE_TIMEOUT_MS: Final = 60_000
 
 
 class NewCustomer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -37,7 +37,9 @@ async def begin(database: db.Database, desk: Leases, caller: Caller, name: str) 
         for lease_id in leases:
             await hot_erasures.rename(desk.redis, str(lease_id), person, begun.pseudonym)
     except (redis_errors, OSError) as error:
-        raise Unavailable("Nothing was erased: Redis is away, and keeps a sale of them.") from error
+        raise Unavailable(
+            "Nothing was erased: Redis keeps a sale of them, and is away or at another erasure."
+        ) from error
     return msgspec.structs.replace(begun, vouchers=vouchers)
 
 

@@ -77,17 +77,22 @@ class Refused(Exception):
 
 
 @asynccontextmanager
-async def once(database: db.Database, attempt: Attempt) -> AsyncIterator[Once]:
+async def once(
+    database: db.Database, attempt: Attempt, *, statement_timeout_ms: int | None = None
+) -> AsyncIterator[Once]:
     """Open the one transaction of a write that takes effect once for each idempotency key.
 
-    An exception in the block rolls everything back and stores nothing.
+    An exception in the block rolls everything back and stores nothing. `statement_timeout_ms`: as
+    `Database.transaction` has it.
 
     Raises: RequestInFlight when the key is being worked on, IdempotencyMismatch when it was used
     with another request, Unavailable, OutcomeUnknown.
     Concurrency: an advisory lock on the key, never waited for.
     Cost: with a key three statements more than without.
     """
-    async with database.transaction(attempt.project_id) as conn:
+    async with database.transaction(
+        attempt.project_id, statement_timeout_ms=statement_timeout_ms
+    ) as conn:
         if attempt.key is None:
             yield Once(conn, None)
             return

@@ -4,7 +4,7 @@ What was told is written down before it is mailed: at most once for each part, m
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -14,10 +14,13 @@ import structlog
 from core import db
 from core.errors import OutcomeUnknown, Unavailable
 from core.mails import Mail, Mailer
-from core.rules import plans
+from core.rules import plans, schedules
+from core.rules.schedules import Period
 
 # The ledger's month of every account with a quota is counted: seconds, where there are thousands.
 TIMEOUT_MS: Final = 60_000
+# Clocks on Earth are from 12 hours behind UTC to 14 before it; an hour for what just ended.
+ZONES: Final = (timedelta(hours=-13), timedelta(0), timedelta(hours=14))
 
 _THINGS: Final = {"api_calls": "API calls", "redemptions": "redemptions"}
 
@@ -55,7 +58,7 @@ async def tell(database: db.Database, mailer: Mailer, now: datetime) -> int:
                 redemptions=[plan.redemptions for plan in limited],
                 from_at=month, to_at=plans.next_month(month), month=f"{month:%Y-%m}",
             )  # fmt: skip
-            told += await db.many(conn, "notices.tell_budgets", Told)
+            told += await db.many(conn, "notices.tell_budgets", Told, periods=_running(now))
             owners = await db.many(
                 conn, "notices.owners", _Owner, projects=list({one.project_id for one in told})
             )
@@ -66,6 +69,14 @@ async def tell(database: db.Database, mailer: Mailer, now: datetime) -> int:
         _log.warning("notices_not_told", reason=error.detail)
         return 0
     return len(mails)
+
+
+def _running(now: datetime) -> list[str]:
+    """Return the periods that budgets are in somewhere on Earth now, or were until just now."""
+    kinds: tuple[Period | None, ...] = (None, "day", "week", "month")
+    return sorted({
+        schedules.period_of(kind, now + shift, "UTC") for kind in kinds for shift in ZONES
+    })  # fmt: skip
 
 
 def _mails(told: list[Told], owners: list[_Owner]) -> Iterable[Mail]:

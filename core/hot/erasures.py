@@ -6,11 +6,15 @@ from typing import Any, Final, cast
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import WatchError
 
 from core.hot import keys
+from core.hot.nodes import node_of
 
 # A batch has up to a thousand wins of some hundred bytes: some megabytes in one reply.
 ENTRIES_AT_ONCE: Final = 50
+# A stream that is settled in the books, and is about to be told so: it then fades by that.
+NOT_FADING_MS: Final = 3_600_000
 
 _Wins = list[tuple[str, str, str, str]]
 _wins = msgspec.msgpack.Decoder(_Wins)
@@ -21,22 +25,32 @@ async def rename(redis: Redis, lease_id: str, customer: str, pseudonym: str) -> 
 
     Of a settled lease only: nobody writes to its stream any more, so it is written anew beside and
     takes the place of the old one at once, entry by entry under the same ids. Returns how many wins
-    were theirs. Idempotent. Cost: the stream is read once, and written once where they are in it.
+    were theirs. Idempotent. Raises: RedisError, also where another erasure or its fading came in
+    between: then nothing was changed. Cost: the stream is read once, and written once where they
+    are in it.
     """
-    stream = keys.of_lease(lease_id)[3]
-    found = 0
-    async for _, fields in _entries(redis, stream):
-        found += _renamed(fields, customer, pseudonym)
-    if not found:
-        return 0
-    draft = keys.of_draft(lease_id)
-    kept_ms = max(await redis.pttl(stream), 1)
-    await redis.delete(draft)
-    async for entry_id, fields in _entries(redis, stream):
-        _renamed(fields, customer, pseudonym)
-        await redis.xadd(draft, cast("Any", fields), id=entry_id)
-        await redis.pexpire(draft, kept_ms)
-    await redis.rename(draft, stream)
+    stream, draft = keys.of_lease(lease_id)[3], keys.of_draft(lease_id, pseudonym)
+    node = await node_of(redis, stream)
+    async with node.pipeline() as pipe:
+        await pipe.watch(stream)
+        found = 0
+        async for _, fields in _entries(node, stream):
+            found += _renamed(fields, customer, pseudonym)
+        if not found:
+            return 0
+        kept_ms = await node.pttl(stream)
+        async for entry_id, fields in _entries(node, stream):
+            _renamed(fields, customer, pseudonym)
+            await node.xadd(draft, cast("Any", fields), id=entry_id)
+            await node.pexpire(draft, kept_ms if kept_ms > 0 else NOT_FADING_MS)
+        pipe.multi()  # type: ignore[no-untyped-call]
+        pipe.rename(draft, stream)
+        try:
+            await pipe.execute()
+        except WatchError:
+            # Somebody else who is erased meanwhile is in it.
+            await node.delete(draft)
+            raise
     return found
 
 

@@ -14,9 +14,9 @@ def of_settled(lease_id: str) -> str:
     return f"vf:{{{lease_id}}}:a"
 
 
-def of_draft(lease_id: str) -> str:
-    """A settled lease's stream while it is written anew."""
-    return f"vf:{{{lease_id}}}:d"
+def of_draft(lease_id: str, pseudonym: str) -> str:
+    """A settled lease's stream while it is written anew for somebody who gets this name."""
+    return f"vf:{{{lease_id}}}:d:{pseudonym}"
 
 
 # State hashes of leases, those that are served first.

@@ -96,7 +96,11 @@ def test_a_project_says_at_which_parts_and_of_which_budgets(
     api.rows("update vf.budgets set used = 500 where project_id = $1 and subject = ''", project_id)
     assert told(api, email) == ["50 % of a budget of campaign Summer are used"]
     assert told(api, email) == []
-    api.rows(put, project_id, "", "2030-02", 700)
+    # What is over was told then, or is of no use any more.
+    api.rows(put, project_id, "", "2024-02", 1_000)
+    api.rows(put, project_id, "", "2024-02-29", 1_000)
+    assert told(api, email) == []
+    api.rows(put, project_id, "", f"{datetime.now(UTC):%Y-%m}", 700)
     assert told(api, email) == ["50 % of a budget of campaign Summer are used"]
     set_calls(api, project_id, 600)
     assert told(api, email) == ["50 % of the month's API calls are used"]

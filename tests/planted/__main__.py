@@ -40,8 +40,8 @@ READ_SCRIPTS = """
 from pathlib import Path as _Path
 
 _lua = _Path(__file__).parents[2] / "lua"
-CLAIM_LUA, CROWD_LUA, FACTS_LUA, LEASE_LUA = (
-    (_lua / f"{name}.lua").read_text() for name in ("claim", "crowd", "facts", "lease")
+CLAIM_LUA, CROWD_LUA, FACTS_LUA, LEASE_LUA, RATE_LUA = (
+    (_lua / f"{name}.lua").read_text() for name in ("claim", "crowd", "facts", "lease", "rate")
 )
 """
 

@@ -23,14 +23,15 @@ SELECT p.id, s.subject, @month::text || ' ' || u.plan, x.percent
 RETURNING n.project_id, n.subject, n.period, n.percent, '' AS name;
 
 -- name: tell_budgets :many
--- Operator: writes down which parts of budgets for all customers are used, each once, and returns what is new.
+-- Operator: writes down which parts of budgets for all customers are used in these periods, each once, and returns what is
+-- new.
 WITH told AS (
     INSERT INTO vf.notices AS n (project_id, subject, period, percent)
     SELECT b.project_id, b.scope_id::text || '/' || b.label, b.period, x.percent
       FROM vf.budgets b
       JOIN vf.projects p ON p.id = b.project_id AND p.status = 'active'
      CROSS JOIN LATERAL unnest(p.mail_at_percent) AS x (percent)
-     WHERE b.subject = '' AND b.used_max > 0 AND b.used::numeric * 100 >= x.percent::numeric * b.used_max
+     WHERE b.subject = '' AND b.period = ANY (@periods::text[]) AND b.used_max > 0 AND b.used::numeric * 100 >= x.percent::numeric * b.used_max
      ORDER BY 1, 2, 3, 4
         ON CONFLICT (project_id, subject, period, percent) DO NOTHING
     RETURNING n.project_id, n.subject, n.period, n.percent
