@@ -90,16 +90,16 @@ async def create(conn: db.Connection, caller: Caller, contexts: Contexts, new: N
     now = datetime.now(UTC)
     block_id = ids.new()
     expires_at = now + timedelta(seconds=new.expires_in_s) if new.expires_in_s else None
-    count = await db.value(conn, "blocks.count", int, project_id=caller.project_id)
-    if count >= BLOCKS_MAX:
-        raise Invalid(f"A project blocks at most {BLOCKS_MAX:,}; take some off the list.")
     added = await db.run(
         conn, "blocks.add",
         project_id=caller.project_id, id=block_id, kind=new.kind,
         value=_value_of(caller, contexts, new.kind, new.value), reason=new.reason, alert_id=None,
-        created_by=caller.actor, expires_at=expires_at,
+        created_by=caller.actor, expires_at=expires_at, blocks_max=BLOCKS_MAX,
     )  # fmt: skip
     if not added:
+        count = await db.value(conn, "blocks.count", int, project_id=caller.project_id)
+        if count >= BLOCKS_MAX:
+            raise Invalid(f"A project blocks at most {BLOCKS_MAX:,}; take some off the list.")
         raise AlreadyExists("This is blocked already.", field="value")
     # Who it is stays out of the log: it would outlive the customer's erasure there.
     public_id = ids.format_id("blk", block_id)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -47,6 +47,11 @@ LOOK_S: Final = 0.5
 REST_RATIO: Final = 9
 # Processes write down what was refused once a second; an event is looked at after that.
 HOLD: Final = timedelta(seconds=2)
+# Facts that one statement reads: some ten milliseconds, of which half are the process's.
+PAGE: Final = 2_000
+# A worker that was overtaken waits so long for the mark to stand still: longer than a look at much,
+# or a day read again, and the rest after it. The other one may have ended.
+TAKE_OVER_S: Final = 120.0
 # What is read again of a project that this worker does not know: a day, and never more than this.
 REBUILD_MAX: Final = 100_000
 # Projects whose windows are in memory; of others they are read again.
@@ -68,7 +73,7 @@ class DryRun(RuleSet, kw_only=True, forbid_unknown_fields=True):
     Events are kept for 30 days, so that is how far back a trial can look.
     """
 
-    from_: Annotated[Instant | None, msgspec.Meta()] = msgspec.field(name="from", default=None)
+    from_: Instant | None = msgspec.field(name="from", default=None)
     to: Instant | None = None
 
 
@@ -100,6 +105,11 @@ class _Mark(msgspec.Struct, frozen=True):
 class _Project(msgspec.Struct, frozen=True):
     id: UUID
     version: int
+
+
+class _Page(msgspec.Struct, frozen=True):
+    first_id: UUID
+    last_id: UUID
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,37 +164,43 @@ class Detections:
     def __init__(self, database: db.Database) -> None:
         """Know nothing yet."""
         self._database = database
+        # What these have seen is what is before the mark; None: more than that, or who knows.
         self._known: dict[UUID, _Known] = {}
         self._mark: _Mark | None = None
+        self._waits_until = 0.0
 
     async def look(self) -> bool:
         """Look at what was told since the mark; False where nothing was, or somebody else looks.
 
+        Who was overtaken leaves it to the other one until the mark stands still: two in turns
+        would read a day again at every look.
+
         Idempotent: an alert is written once for its rule, subject and window.
         Raises: Unavailable, OutcomeUnknown; the same is looked at again then.
         """
-        try:
-            async with self._database.transaction(None) as conn:
-                mark = await db.one(conn, "detections.mark", _Mark)
-                if mark is None:
-                    return False
-                if mark != self._mark:
-                    # Another worker went on meanwhile: what is in memory lacks something.
-                    self._known.clear()
-                self._mark = None
-                to = await db.one(
-                    conn, "detections.ahead", _Mark, event_id=mark.event_id,
-                    signal_number=mark.signal_number, hold=HOLD, rows_max=ROWS_MAX,
-                    facts_max=FACTS_MAX,
-                )  # fmt: skip
-                assert to is not None
-                if to != mark:
-                    await self._look(conn, mark, to)
-        except BaseException:
-            self._known.clear()
-            raise
+        async with self._database.transaction(None) as conn:
+            mark = await db.one(conn, "detections.mark", _Mark)
+            if mark is None or not self._goes_on(mark):
+                return False
+            to = await db.one(
+                conn, "detections.ahead", _Mark, event_id=mark.event_id,
+                signal_number=mark.signal_number, hold=HOLD, rows_max=ROWS_MAX,
+                facts_max=FACTS_MAX,
+            )  # fmt: skip
+            assert to is not None
+            if to != mark:
+                await self._look(conn, mark, to)
         self._mark = to
         return to != mark
+
+    def _goes_on(self, mark: _Mark) -> bool:
+        """Say whether to go on from a mark; forget what memory lacks where another worker did."""
+        was_at, self._mark = self._mark, mark
+        if mark != was_at:
+            self._known.clear()
+            if was_at is not None:
+                self._waits_until = time.monotonic() + TAKE_OVER_S
+        return time.monotonic() >= self._waits_until
 
     async def _look(self, conn: db.Connection, mark: _Mark, to: _Mark) -> None:
         found = await db.many(
@@ -192,6 +208,8 @@ class Detections:
             event_id=mark.event_id, to_event_id=to.event_id,
             signal_number=mark.signal_number, to_signal_number=to.signal_number,
         )  # fmt: skip
+        # From here on memory is ahead of the mark, until `look` has committed.
+        self._mark = None
         for project in found:
             known = await self._knowing(conn, project, mark)
             span = _Span(after=mark, to=to, from_at=_BEGIN, to_at=_END, limit=REBUILD_MAX)
@@ -239,16 +257,23 @@ async def _rebuild(conn: db.Connection, project_id: UUID, detector: Detector, ma
 
 async def _facts(conn: db.Connection, project_id: UUID, span: _Span) -> list[Fact]:
     """Return what happened within a span, in the order of time."""
-    rows = await db.many(
-        conn, "detections.facts", _Row, project_id=project_id, event_id=span.after.event_id,
-        to_event_id=span.to.event_id, limit=span.limit,
+    pages = await db.many(
+        conn, "detections.pages", _Page, project_id=project_id, event_id=span.after.event_id,
+        to_event_id=span.to.event_id, limit=span.limit, page=PAGE,
     )  # fmt: skip
+    facts: list[Fact] = []
+    for page in pages:
+        rows = await db.many(
+            conn, "detections.facts", _Row,
+            project_id=project_id, first_id=page.first_id, last_id=page.last_id,
+        )  # fmt: skip
+        facts += map(_of_row, rows)
     signals = await db.many(
         conn, "detections.signals", _Signal, project_id=project_id,
         signal_number=span.after.signal_number, to_signal_number=span.to.signal_number,
         from_at=span.from_at, to_at=span.to_at, limit=span.limit,
     )  # fmt: skip
-    facts = [_of_row(row) for row in rows] + [_of_signal(signal) for signal in signals]
+    facts += map(_of_signal, signals)
     facts.sort(key=lambda fact: (fact.at_ms, fact.kind, fact.id))
     return facts
 

@@ -271,7 +271,7 @@ async def decide(
     """Acknowledge, dismiss or confirm an alert. Idempotent.
 
     Refuses: ended, where it was dismissed or confirmed before. Raises: NotFound, Invalid.
-    Concurrency: a conditional write; of two who decide at once the second finds it decided.
+    Concurrency: a conditional write; of two who decide at once the second hears what was decided.
     """
     stored = await _find(conn, caller, public_id)
     if stored.status == status:
@@ -284,6 +284,9 @@ async def decide(
         decided_by=caller.actor,
     )  # fmt: skip
     if not changed:
+        stored = await _find(conn, caller, public_id)
+        if stored.status == status:
+            return show(stored)
         return Refusal("ended", "This alert was decided before.", {"status": stored.status})
     if status == "dismissed":
         await db.run(
@@ -309,6 +312,7 @@ async def block_subject(
 ) -> None:
     """Put an alert's subject on the block list; one that is there already stays as it is.
 
+    Where the list is full it is not blocked, as the alert then shows.
     Campaigns and redemptions cannot be blocked: pause the one, roll the other back.
     """
     value: str | None = alert.subject
@@ -319,7 +323,7 @@ async def block_subject(
             conn, "blocks.add",
             project_id=project_id, id=ids.new(), kind=alert.subject_kind, value=value,
             reason=f"fraud: {alert.rule}", alert_id=alert.id, created_by=actor,
-            expires_at=expires_at,
+            expires_at=expires_at, blocks_max=blocks.BLOCKS_MAX,
         )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ half, so that an alert knows how bad it became.
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from core.rules.fraud import (
@@ -25,6 +26,9 @@ from core.rules.fraud import (
 # Subjects that one rule watches of one project: some tens of megabytes. Those that were quiet for
 # longest go first.
 SUBJECTS_MAX: Final = 100_000
+# What one subject's window holds, some megabytes: of more the newest count. A guest's account and
+# a carrier's address stay whole; who tries thousands a second is told of all the same.
+WINDOW_MAX: Final = 20_000
 # What an alert names of what it is about.
 EVIDENCE_MAX: Final = 10
 # At an address, two redemptions of known customers explain one of a new one: friends, colleagues.
@@ -47,8 +51,6 @@ DAY_MS: Final = DAY_S * 1_000
 GUESSED: Final = frozenset({"not_found", "voucher_inactive", "voucher_expired", "limit_reached"})
 
 Subject = tuple[SubjectKind, str]
-# When, whether by a new customer, what, and the fact's id.
-_Window = deque[tuple[int, bool, str, str]]
 
 
 class Hit:
@@ -57,21 +59,76 @@ class Hit:
     __slots__ = ("detail", "evidence", "expected", "observed", "subject")
 
     def __init__(
-        self, subject: Subject, observed: int, expected: int, detail: str, evidence: Iterable[str]
+        self, subject: Subject, observed: int, expected: int, detail: str, evidence: Sequence[str]
     ) -> None:
         """Say what of whom was seen."""
         self.subject = subject
         self.observed = observed
         self.expected = expected
         self.detail = detail
-        self.evidence = tuple(evidence)[-EVIDENCE_MAX:]
+        self.evidence = tuple(evidence)
+
+
+class _Window:
+    """What happened to one subject lately, counted as it comes and goes.
+
+    A fact costs the same however much there is: who tries a thousand codes a second must not
+    become dear.
+    """
+
+    __slots__ = ("_counts", "entries", "new_count")
+
+    def __init__(self) -> None:
+        # When, whether by a new customer, what, and the fact's id.
+        self.entries: deque[tuple[int, bool, str, str]] = deque()
+        self._counts: dict[str, int] = {}
+        self.new_count = 0
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def different(self) -> int:
+        """How many different things happened."""
+        return len(self._counts)
+
+    def evidence(self) -> tuple[str, ...]:
+        """Return the ids of the newest facts, the oldest of them first."""
+        return tuple(one[3] for one in islice(reversed(self.entries), EVIDENCE_MAX))[::-1]
+
+    def add(self, at_ms: int, is_new: bool, what: str, id: str) -> None:
+        self.entries.append((at_ms, is_new, what, id))
+        self._counts[what] = self._counts.get(what, 0) + 1
+        self.new_count += is_new
+
+    def trim(self, from_ms: int, most: int) -> None:
+        """Forget what is not after an instant, and the oldest of what is too much."""
+        while self.entries and (self.entries[0][0] <= from_ms or len(self.entries) > most):
+            self._uncount(self.entries.popleft())
+
+    def take_out(self, id: str) -> None:
+        """Forget one thing."""
+        for one in [one for one in self.entries if one[3] == id]:
+            self.entries.remove(one)
+            self._uncount(one)
+
+    def _uncount(self, one: tuple[int, bool, str, str]) -> None:
+        _, is_new, what, _ = one
+        self.new_count -= is_new
+        self._counts[what] -= 1
+        if not self._counts[what]:
+            del self._counts[what]
 
 
 class _Windows:
-    """What happened to each subject within a window."""
+    """What happened to each subject within a rule's window."""
 
-    def __init__(self, window_ms: int) -> None:
-        self._window_ms = window_ms
+    def __init__(self, rule: Rule) -> None:
+        assert rule.window_s is not None
+        self.within = words_of(rule.window_s)
+        self._window_ms = rule.window_s * 1_000
+        # At an address ten of anybody count as one.
+        self._most = max(WINDOW_MAX, rule.threshold * KNOWN_ALONE)
         self._of: dict[str, _Window] = {}
 
     def add(self, subject: str, at_ms: int, is_new: bool, what: str, id: str) -> _Window:
@@ -79,31 +136,30 @@ class _Windows:
         # Out and in again: the front is who was quiet for longest.
         window = self._of.pop(subject, None)
         if window is None:
-            window = deque()
-            self._make_room(at_ms)
+            window = _Window()
+            self._make_room()
         self._of[subject] = window
-        window.append((at_ms, is_new, what, id))
+        window.add(at_ms, is_new, what, id)
         return self._trimmed(window, at_ms)
 
     def get(self, subject: str, at_ms: int) -> _Window:
         """Return a subject's window, which may be empty."""
-        return self._trimmed(self._of.get(subject, deque()), at_ms)
+        return self._trimmed(self._of.get(subject) or _Window(), at_ms)
 
     def take_out(self, subject: str, id: str) -> None:
         """Forget one thing of a subject."""
         window = self._of.get(subject)
         if window is not None:
-            self._of[subject] = deque(one for one in window if one[3] != id)
+            window.take_out(id)
 
     def forget(self, subject: str) -> None:
         self._of.pop(subject, None)
 
     def _trimmed(self, window: _Window, at_ms: int) -> _Window:
-        while window and window[0][0] <= at_ms - self._window_ms:
-            window.popleft()
+        window.trim(at_ms - self._window_ms, self._most)
         return window
 
-    def _make_room(self, at_ms: int) -> None:
+    def _make_room(self) -> None:
         if len(self._of) < SUBJECTS_MAX:
             return
         for subject in list(self._of)[: SUBJECTS_MAX // 4]:
@@ -114,10 +170,8 @@ class _Velocity:
     """So many redemptions of one subject within the window."""
 
     def __init__(self, rule: Rule, kind: SubjectKind) -> None:
-        assert rule.window_s is not None
         self._rule, self._kind = rule, kind
-        self._within = words_of(rule.window_s)
-        self._seen = _Windows(rule.window_s * 1_000)
+        self._seen = _Windows(rule)
 
     def feed(self, fact: Fact) -> Iterator[Hit]:
         subject = getattr(fact, self._kind)
@@ -129,9 +183,9 @@ class _Velocity:
             window = self._seen.add(subject, fact.at_ms, fact.is_new, "", fact.id)
             observed = self._weighed(window) if len(window) >= self._rule.threshold else 0
             if observed >= self._rule.threshold:
-                detail = f"{len(window)} redemptions within {self._within}{self._more(window)}"
+                detail = f"{len(window)} redemptions within {self._seen.within}{self._more(window)}"
                 yield Hit((self._kind, subject), observed, self._rule.threshold, detail,
-                          (one[3] for one in window))  # fmt: skip
+                          window.evidence())  # fmt: skip
 
     def _weighed(self, window: _Window) -> int:
         return len(window)
@@ -144,42 +198,38 @@ class _OfNew(_Velocity):
     """So many by new customers. An address that many known ones share is an office or a carrier."""
 
     def _weighed(self, window: _Window) -> int:
-        new = sum(one[1] for one in window)
+        new = window.new_count
         return max(new - (len(window) - new) // KNOWN_FOR_NEW, len(window) // KNOWN_ALONE)
 
     def _more(self, window: _Window) -> str:
-        return f", {sum(one[1] for one in window)} of them by new customers"
+        return f", {window.new_count} of them by new customers"
 
 
 class _Accounts:
     """So many different customers on one device."""
 
     def __init__(self, rule: Rule) -> None:
-        assert rule.window_s is not None
         self._rule = rule
-        self._within = words_of(rule.window_s)
-        self._seen = _Windows(rule.window_s * 1_000)
+        self._seen = _Windows(rule)
 
     def feed(self, fact: Fact) -> Iterator[Hit]:
         if fact.kind != "redeemed" or fact.device is None or fact.customer is None:
             return
         window = self._seen.add(fact.device, fact.at_ms, False, fact.customer, fact.id)
         if len(window) >= self._rule.threshold:
-            observed = len({one[2] for one in window})
+            observed = window.different
             if observed >= self._rule.threshold:
-                detail = f"{observed} customers on one device within {self._within}"
+                detail = f"{observed} customers on one device within {self._seen.within}"
                 yield Hit(("device", fact.device), observed, self._rule.threshold, detail,
-                          (one[3] for one in window))  # fmt: skip
+                          window.evidence())  # fmt: skip
 
 
 class _Guesses:
     """So many different codes that nobody can redeem, tried by one actor."""
 
     def __init__(self, rule: Rule) -> None:
-        assert rule.window_s is not None
         self._rule = rule
-        self._within = words_of(rule.window_s)
-        self._seen = _Windows(rule.window_s * 1_000)
+        self._seen = _Windows(rule)
 
     def feed(self, fact: Fact) -> Iterator[Hit]:
         if fact.kind != "refused" or fact.reason not in GUESSED:
@@ -188,9 +238,9 @@ class _Guesses:
             window = self._seen.add(f"{kind} {subject}", fact.at_ms, False, fact.code, fact.id)
             if len(window) < self._rule.threshold:
                 continue
-            observed = len({one[2] for one in window})
+            observed = window.different
             if observed >= self._rule.threshold:
-                detail = f"{observed} codes that cannot be redeemed within {self._within}"
+                detail = f"{observed} codes that cannot be redeemed within {self._seen.within}"
                 yield Hit((kind, subject), observed, self._rule.threshold, detail, ())
 
 
@@ -198,10 +248,8 @@ class _FailedThenSuccess:
     """So many codes refused to one actor, and then one that worked."""
 
     def __init__(self, rule: Rule) -> None:
-        assert rule.window_s is not None
         self._rule = rule
-        self._within = words_of(rule.window_s)
-        self._refused = _Windows(rule.window_s * 1_000)
+        self._refused = _Windows(rule)
 
     def feed(self, fact: Fact) -> Iterator[Hit]:
         for kind, subject in _actors(fact, "device", "customer"):
@@ -210,9 +258,10 @@ class _FailedThenSuccess:
                 self._refused.add(key, fact.at_ms, False, fact.code, fact.id)
             elif fact.kind == "redeemed":
                 window = self._refused.get(key, fact.at_ms)
-                observed = len({one[2] for one in window})
+                observed = window.different
                 if observed >= self._rule.threshold:
-                    detail = f"{observed} codes refused within {self._within} before one worked"
+                    within = self._refused.within
+                    detail = f"{observed} codes refused within {within} before one worked"
                     yield Hit((kind, subject), observed, self._rule.threshold, detail, [fact.id])
                     self._refused.forget(key)
 
@@ -221,19 +270,17 @@ class _Rollbacks:
     """So many redemptions of one customer that were rolled back."""
 
     def __init__(self, rule: Rule) -> None:
-        assert rule.window_s is not None
         self._rule = rule
-        self._within = words_of(rule.window_s)
-        self._seen = _Windows(rule.window_s * 1_000)
+        self._seen = _Windows(rule)
 
     def feed(self, fact: Fact) -> Iterator[Hit]:
         if fact.kind != "rolled_back" or fact.customer is None:
             return
         window = self._seen.add(fact.customer, fact.at_ms, False, "", fact.id)
         if len(window) >= self._rule.threshold:
-            detail = f"{len(window)} redemptions rolled back within {self._within}"
+            detail = f"{len(window)} redemptions rolled back within {self._seen.within}"
             yield Hit(("customer", fact.customer), len(window), self._rule.threshold, detail,
-                      (one[3] for one in window))  # fmt: skip
+                      window.evidence())  # fmt: skip
 
 
 class _Values:
@@ -354,10 +401,8 @@ class _Ring:
     """Referees of one referrer who are linked: by what they share, or by closing a circle."""
 
     def __init__(self, rule: Rule) -> None:
-        assert rule.window_s is not None
         self._rule = rule
-        self._within = words_of(rule.window_s)
-        self._seen = _Windows(rule.window_s * 1_000)
+        self._seen = _Windows(rule)
 
     def feed(self, fact: Fact) -> Iterator[Hit]:
         if fact.kind != "referred" or fact.referrer is None:
@@ -369,13 +414,15 @@ class _Ring:
                       "The referral closes a circle of referrals", ())  # fmt: skip
             return
         owners: dict[str, int] = {}
-        for one in window:
+        for one in window.entries:
             for trait in filter(None, one[2].split("\n")):
                 owners[trait] = owners.get(trait, 0) + 1
         shared = {trait for trait, count in owners.items() if count > 1}
-        linked = [one for one in window if shared.intersection(one[2].split("\n"))]
+        linked = [one for one in window.entries if shared.intersection(one[2].split("\n"))]
         if len(linked) >= self._rule.threshold:
-            detail = f"{len(linked)} referees share what tells people apart, within {self._within}"
+            detail = (
+                f"{len(linked)} referees share what tells people apart, within {self._seen.within}"
+            )
             yield Hit(("customer", fact.referrer), len(linked), self._rule.threshold, detail, ())
 
 

@@ -69,11 +69,12 @@ local records = look_up(KEYS[2], keys)
 local held = look_up(KEYS[3], names)
 
 -- Who is blocked stands beside the customers (see lease.lua), and is looked for where anybody is. Addresses and devices are
--- hashes in the payload's metadata, a JSON text inside JSON.
+-- hashes in the payload's metadata, a JSON text inside JSON and the last of it: a name that follows a bracket or comma, the
+-- last one found, is no part of an order's id or of another name.
 local blocks = {}
 local function marks_of(customer, payload)
-  return '\0b customer ' .. customer, '\0b address ' .. (match(payload, '"_address\\":\\"(%x+)') or ''),
-    '\0b device ' .. (match(payload, '"_device\\":\\"(%x+)') or '')
+  return '\0b customer ' .. customer, '\0b address ' .. (match(payload, '^.*[{,]\\"_address\\":\\"(%x+)') or ''),
+    '\0b device ' .. (match(payload, '^.*[{,]\\"_device\\":\\"(%x+)') or '')
 end
 if s[10] then
   local marks = {'\0b code'}

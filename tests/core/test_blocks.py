@@ -7,7 +7,7 @@ import pytest
 from core import blocks
 from core.blocks import Block, NewBlock
 from core.contexts import Context
-from core.errors import Refusal
+from core.errors import AlreadyExists, Invalid, Refusal
 from core.redemptions import Redemption
 from tests.core.conftest import House
 
@@ -32,9 +32,14 @@ def is_blocked(answered: Any) -> bool:
     return isinstance(answered, Refusal)
 
 
+def lying(name: str) -> dict[str, Any]:
+    told = f'"{name}":"dead'
+    return {"order_id": f"{{{told}", "metadata": {f"A{told[:-7]}": "dead", "B": f",{told}"}}
+
+
 async def test_a_fast_sale_refuses_who_is_blocked_from_its_first_claim_on(house: House) -> None:
     eve = await block(house, "customer", "eve")
-    sale = await house.sale("DROP", 10)
+    sale = await house.sale("DROP", 20)
     await house.open_sale(sale)
     assert is_blocked(await house.claim(sale, "eve"))
     assert is_blocked(await house.redeem("DROP", "eve"))
@@ -47,6 +52,9 @@ async def test_a_fast_sale_refuses_who_is_blocked_from_its_first_claim_on(house:
     for kind, value, claim in (
         ("address", "203.0.113.9", {"customer": "bob", "context": context}),
         ("device", "phone", {"customer": "bob", "context": context, "metadata": {"a": 'x"'}}),
+        # What a shopper may choose must not pass for where they are.
+        ("address", "203.0.113.9", {"customer": "bob", "context": context, **lying("_address")}),
+        ("device", "phone", {"customer": "bob", "context": context, **lying("_device")}),
         ("customer", "ann", {"customer": "ann"}),
         ("code", "drop", {"customer": "bob"}),
     ):
@@ -63,6 +71,18 @@ async def test_a_fast_sale_refuses_who_is_blocked_from_its_first_claim_on(house:
     await unblock(house, eve)
     await teller.look()
     assert not is_blocked(await house.claim(sale, "eve"))
-    sold = 1 + 4 + 3 + 1
+    sold = 1 + 6 + 5 + 1
     await house.until("select count(*) from vf.redemptions", sold)
-    assert await house.value("select count(*) from vf.redemptions where metadata ? '_device'") == 2
+    assert await house.value("select count(*) from vf.redemptions where metadata ? '_device'") == 4
+
+
+async def test_a_full_list_takes_no_more(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCKS_MAX", 3)
+    for name in ("ann", "bob"):
+        await block(house, "customer", name)
+    with pytest.raises(AlreadyExists):
+        await block(house, "customer", "ann")
+    await block(house, "customer", "carl")
+    with pytest.raises(Invalid, match="at most 3"):
+        await block(house, "customer", "dora")
+    assert await house.value("select count(*) from vf.blocks") == 3

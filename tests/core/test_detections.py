@@ -14,7 +14,7 @@ import pytest
 
 from core import detections, ids
 from core.rules.fraud import DEFAULTS, Fact, Finding, score_of
-from core.rules.patterns import Detector, log2
+from core.rules.patterns import Detector, _Window, log2
 from tests.conftest import SEED
 from tests.core.conftest import House
 from tests.core.fraud_shop import START_S, Moment, Shop
@@ -250,7 +250,11 @@ async def test_the_worker_finds_the_same_in_the_books_however_often_it_begins_an
 
 
 @pytest.mark.anyio
-async def test_in_the_books_the_worker_finds_what_the_rules_find(house: House) -> None:
+async def test_in_the_books_the_worker_finds_what_the_rules_find(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that a look reads several pages.
+    monkeypatch.setattr(detections, "PAGE", 70)
     shop = Shop(SEED, honest=3_000, planted=1)
     campaigns, vouchers = await keep_books(house, shop)
     assert await look_at_all(house, restart_every=1_000) > 1
@@ -260,6 +264,40 @@ async def test_in_the_books_the_worker_finds_what_the_rules_find(house: House) -
         for one in find(shop)
     }
     assert {alert[:4] for alert in alerts} == expected and len(alerts) == len(expected)
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_was_overtaken_leaves_the_rest_to_the_other_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detections, "ROWS_MAX", 20)
+    await keep_books(house, Shop(SEED, honest=300, planted=1))
+    one, other = (detections.Detections(house.worker_db) for _ in range(2))
+    assert await one.look()
+    assert await other.look()
+    assert [await who.look() for who in (one, other, one, other)] == [False, True, False, True]
+    # The other one ended: the mark stands still for as long as that takes to be sure of.
+    assert not await one.look()
+    one._waits_until = 0.0
+    assert await one.look()
+
+
+def test_a_window_counts_what_is_in_it() -> None:
+    window, entries = _Window(), list[tuple[int, bool, str, str]]()
+    for at_ms in range(2_000):
+        one = (at_ms, random.random() < 0.3, random.choice("abcdefg"), str(at_ms))
+        window.add(*one)
+        entries.append(one)
+        if random.random() < 0.2:
+            gone = str(random.randint(at_ms - 60, at_ms))
+            window.take_out(gone)
+            entries = [one for one in entries if one[3] != gone]
+        window.trim(at_ms - 50, 30)
+        entries = [one for one in entries if one[0] > at_ms - 50][-30:]
+        assert list(window.entries) == entries
+        assert window.different == len({one[2] for one in entries})
+        assert window.new_count == sum(one[1] for one in entries)
+        assert window.evidence() == tuple(one[3] for one in entries[-10:])
 
 
 def test_in_a_small_shop_every_rule_finds_its_fraud_wherever_it_begins() -> None:

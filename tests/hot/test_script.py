@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, cast
 
+import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
@@ -97,6 +98,39 @@ def test_a_folded_batch_answers_as_its_items_would_one_by_one(
         name: f"{count}|{reference}" for name, (count, reference) in lease.customers.items()
     }
     plain_client.delete(*names)
+
+
+def told(order_id: str | None, metadata: dict[str, str]) -> bytes:
+    """Write what travels with a claim, as the product does."""
+    return msgspec.json.encode((5_000, 0, order_id, msgspec.json.encode(metadata).decode()))
+
+
+def test_who_is_blocked_is_refused_whatever_else_their_claim_says(hot_client: redis.Redis) -> None:
+    lease_id = str(uuid.uuid4())
+    state, _, customers, _ = store(
+        hot_client, MemoryLease.armed(LeaseFacts(lease_id=lease_id, size=9), [])
+    )
+    hot_client.hset(state, "blocks", 1)
+    until = {"customer eve": 0, "customer zoe": 1, "address aa": 0, "device dd": FAR_MS}
+    marks = {f"\0b {name}": at_ms for name, at_ms in until.items()}
+    hot_client.hset(customers, mapping=cast("dict[Any, Any]", marks))
+    here = {"_address": "aa", "_device": "cc"}
+    there = {"_address": "bb", "_device": "dd"}
+    lies = {'A"_address': "cc", "B": ',"_address":"cc', 'A,"_device': "cc"}
+    blocked = -int(Outcome.BLOCKED)
+    for customer, order_id, metadata, answer in (
+        ("eve", None, {}, blocked),
+        ("zoe", None, {}, 1),
+        ("ann", None, here, blocked),
+        ("ann", None, there, blocked),
+        ("ann", '{"_address":"cc', {**lies, **here}, blocked),
+        ("ann", '{"_device":"cc', {**lies, **there}, blocked),
+        ("ann", None, {**lies, "_address": "bb"}, 2),
+    ):
+        item = ("", FINGERPRINT, customer, told(order_id, dict(sorted(metadata.items()))))
+        assert run(hot_client, lease_id, [item])[2:] == [answer], (customer, metadata)
+    hot_client.hset(customers, "\0b code", 0)
+    assert run(hot_client, lease_id, [("", FINGERPRINT, "ann", told(None, {}))])[2:] == [blocked]
 
 
 def test_a_batch_of_refusals_writes_nothing(hot_client: redis.Redis) -> None:

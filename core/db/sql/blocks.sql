@@ -1,9 +1,11 @@
 -- Who and what may not redeem. Whether a redeem is blocked is asked in vf.redeem_many and vf.redeem_order.
 
 -- name: add :exec
--- Blocks, unless it is blocked already; a block that is over makes room.
+-- Blocks, unless it is blocked already or the list is full; a block that is over makes room.
 INSERT INTO vf.blocks AS k (project_id, id, kind, value, reason, alert_id, created_by, expires_at)
-VALUES (@project_id, @id, @kind, @value, @reason, @alert_id, @created_by, @expires_at)
+SELECT @project_id::uuid, @id::uuid, @kind::text, @value::text, @reason::text, @alert_id::uuid, @created_by::text,
+       @expires_at::timestamptz
+ WHERE (SELECT count(*) FROM vf.blocks b WHERE b.project_id = @project_id) < @blocks_max::bigint
     ON CONFLICT (project_id, kind, value) DO UPDATE
        SET id = excluded.id, reason = excluded.reason, alert_id = excluded.alert_id, created_by = excluded.created_by,
            created_at = clock_timestamp(), expires_at = excluded.expires_at
@@ -55,8 +57,11 @@ SELECT k.kind, k.value, coalesce(floor(extract(epoch FROM k.expires_at) * 1000):
 
 -- name: live_leases :many
 -- Operator: leases that are out, and which list of blocks they should have been told.
+WITH live AS MATERIALIZED (
+    SELECT l.project_id, l.id FROM vf.leases l WHERE l.state = 'open'
+)
 SELECT l.project_id, l.id AS lease_id, coalesce(b.version, '') AS version
-  FROM vf.leases l
- CROSS JOIN LATERAL (SELECT md5(string_agg(k.id::text, ' ' ORDER BY k.id)) AS version FROM vf.blocks k
-                      WHERE k.project_id = l.project_id AND (k.expires_at IS NULL OR k.expires_at > now())) b
- WHERE l.state = 'open';
+  FROM live l
+  LEFT JOIN (SELECT k.project_id, md5(string_agg(k.id::text, ' ' ORDER BY k.id)) AS version FROM vf.blocks k
+              WHERE k.project_id IN (SELECT x.project_id FROM live x) AND (k.expires_at IS NULL OR k.expires_at > now())
+              GROUP BY k.project_id) b ON b.project_id = l.project_id;
