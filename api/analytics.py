@@ -9,10 +9,11 @@ from api import answers, auth, pagination
 from api.docs import shape
 from api.liability import day_of
 from api.lifespan import Services
-from core import analytics
-from core.analytics import Asked, CampaignSeries, Overview, Ranking, Series
+from core import analytics, overviews
+from core.analytics import Asked, CampaignSeries, Ranking, Series
 from core.attempts import Attempts
 from core.errors import Invalid
+from core.overviews import Overview
 
 Req = Request[Any, Any, Any]
 _DAYS: Final = ("from", "to", "time_zone")
@@ -38,7 +39,7 @@ async def overview(request: Req) -> Response[bytes]:
     pagination.parameters(request)
     services: Services = request.app.state.services
     async with services.database.transaction(caller.project_id, reads_only=True) as conn:
-        return answers.ok(await analytics.overview(conn, caller))
+        return answers.ok(await overviews.overview(conn, caller))
 
 
 @get(

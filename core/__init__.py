@@ -58,6 +58,7 @@ operations
   vouchers        vouchers: make, read, edit, switch, validate
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
+  overviews       the project at a glance, and how many vouchers it has
   analytics       figures, kept from events
   detections      the fraud rules at work, behind every redemption, and tried on past days
   fraud           what they found, what was decided about it, and the rules of a project

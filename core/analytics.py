@@ -50,28 +50,6 @@ RANKED: Final = tuple(_KINDS)
 _log = structlog.get_logger("vauchflow.analytics")
 
 
-class FlashSaleFigures(msgspec.Struct, frozen=True):
-    """Flash sales now, and what they sold in all as far as the ledger knows."""
-
-    open: int
-    scheduled: int
-    wins: int
-
-
-class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The project at a glance. "Today" is the project's day, in its time zone."""
-
-    active_campaigns: int
-    active_vouchers: int
-    redemptions_today: int
-    discounts_today: Amount
-    redemptions_total: int
-    top_code: str | None
-    flash_sales: FlashSaleFigures
-    currency: str
-    time_zone: str
-
-
 class Sums(msgspec.Struct, frozen=True, kw_only=True):
     """What redemptions add up to.
 
@@ -149,17 +127,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str | None = None
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """A project as its counters have it. `sale_wins` are live ones."""
-
-    active_campaigns: int
-    active_vouchers: int
-    sales_open: int
-    sales_scheduled: int
-    sale_wins: int
-    time_zone: str
-
-
 class Now(msgspec.Struct, frozen=True, kw_only=True):
     """What stands of a project's redemptions; `has_begun`: also those from before events."""
 
@@ -209,33 +176,6 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     undone_value_minor: int
     returned_minor: int
     rolled_back: int
-
-
-async def overview(conn: db.Connection, caller: Caller) -> Overview:
-    """Return the overview. `top_code` is today's most redeemed code, else the most redeemed ever.
-
-    Redemptions that were rolled back count nowhere.
-    """
-    counts = await counts_of(conn, caller.project_id)
-    now = await now_of(conn, caller.project_id)
-    return Overview(
-        active_campaigns=counts.active_campaigns,
-        active_vouchers=counts.active_vouchers,
-        redemptions_today=now.redemptions_today,
-        discounts_today=money.json_amount(now.discount_today_minor, caller.exponent),
-        redemptions_total=now.redemptions_total,
-        top_code=now.top_code,
-        flash_sales=FlashSaleFigures(counts.sales_open, counts.sales_scheduled, counts.sale_wins),
-        currency=caller.currency,
-        time_zone=counts.time_zone,
-    )
-
-
-async def counts_of(conn: db.Connection, project_id: UUID) -> Counts:
-    """Return a project's counters; the project must be there."""
-    counts = await db.one(conn, "analytics.counts", Counts, project_id=project_id)
-    assert counts is not None
-    return counts
 
 
 async def now_of(conn: db.Connection, project_id: UUID) -> Now:

@@ -21,7 +21,7 @@ from uuid import UUID
 import msgspec
 from redis.exceptions import RedisError
 
-from core import analytics, db, ids, verify_history, verify_redis
+from core import analytics, db, ids, overviews, verify_history, verify_redis
 from core.db import audit
 from core.errors import Unavailable
 from core.hot.nodes import connect
@@ -108,6 +108,15 @@ class LiveOfProject(msgspec.Struct, frozen=True):
     live_count: int
     sale_count: int
     discount_minor: int
+
+
+class VouchersOfProject(msgspec.Struct, frozen=True):
+    """A project's vouchers: in their time, disabled, and those whose own time is over."""
+
+    project_id: UUID
+    active_count: int
+    disabled_count: int
+    expired_count: int
 
 
 class Quarantined(msgspec.Struct, frozen=True):
@@ -379,7 +388,7 @@ async def _check_figures(conn: db.Connection, project: UUID | None, report: Repo
         projects_max=PROJECTS_MAX,
     )
     for ledger in projects:
-        counts = await analytics.counts_of(conn, ledger.project_id)
+        counts = await overviews.counts_of(conn, ledger.project_id)
         shown = await analytics.now_of(conn, ledger.project_id)
         if not shown.has_begun and shown.redemptions_total < ledger.live_count:
             report.notes.append(
@@ -394,7 +403,23 @@ async def _check_figures(conn: db.Connection, project: UUID | None, report: Repo
             if found != expected:
                 name = ids.format_id("prj", ledger.project_id)
                 report.add("I13", f"{what} of {name} should be {expected:,}, is {found:,}")
-    report.checked("I13", _many(len(projects), "project"))
+    vouchers = await db.many(
+        conn, "verify.vouchers_of_projects", VouchersOfProject,
+        project=project, projects_max=PROJECTS_MAX,
+    )  # fmt: skip
+    for books in vouchers:
+        counts = await overviews.counts_of(conn, books.project_id)
+        for what, expected, found in (
+            ("active vouchers", books.active_count, counts.active_vouchers),
+            ("disabled vouchers", books.disabled_count, counts.disabled_vouchers),
+            ("expired vouchers", books.expired_count, counts.expired_vouchers),
+        ):
+            if found != expected:
+                name = ids.format_id("prj", books.project_id)
+                report.add("I13", f"{what} of {name} should be {expected:,}, is {found:,}")
+    report.checked(
+        "I13", f"{_many(len(projects), 'project')}, vouchers of {_many(len(vouchers), 'project')}"
+    )
 
 
 async def _check_redis(

@@ -30,6 +30,7 @@ from core import (
     events,
     holds,
     notices,
+    overviews,
     publications,
     signals,
     verifications,
@@ -89,6 +90,7 @@ async def run(settings: Settings) -> None:
     pooling = asyncio.create_task(publications.run(database))
     publishing = asyncio.create_task(deliveries.publish_forever(database))
     adding = asyncio.create_task(analytics.run(database))
+    counting = asyncio.create_task(overviews.run(database))
     suspecting = asyncio.create_task(detections.run(database))
     sending = asyncio.create_task(deliveries.Courier(database, settings).run())
     try:
@@ -116,6 +118,7 @@ async def run(settings: Settings) -> None:
         await end(pooling)
         await end(publishing)
         await end(adding)
+        await end(counting)
         await end(suspecting)
         await end(sending)
         await mailer.drain()

@@ -23,7 +23,7 @@ UNIQUE_BY_OUR_OWN_VALUES: Final = frozenset(
 )
 # No tenant's rows: which code runs, which processes are alive, what a look at the books found, and
 # whose history this is, who publishes events and how far
-# the figures and the fraud rules are.
+# the figures, the counts of vouchers and the fraud rules are.
 OPEN_TO_ALL_PROJECTS: Final = frozenset(
     {
         "vf.migrations",
@@ -33,6 +33,7 @@ OPEN_TO_ALL_PROJECTS: Final = frozenset(
         "vf.history",
         "vf.event_clock",
         "vf.figures_mark",
+        "vf.voucher_mark",
         "vf.fraud_mark",
     },
 )

@@ -46,6 +46,8 @@ def test_an_empty_project_has_empty_figures(api: Api, make_project: Callable[...
     assert answer.json() == {
         "active_campaigns": 0,
         "active_vouchers": 0,
+        "disabled_vouchers": 0,
+        "expired_vouchers": 0,
         "redemptions_today": 0,
         "discounts_today": 0,
         "redemptions_total": 0,

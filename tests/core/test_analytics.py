@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core import analytics, deliveries, events, ids, verify
+from core import analytics, deliveries, events, ids, overviews, verify
 from core.analytics import Asked
 from tests.conftest import SEED
 from tests.core.year import Year
@@ -98,7 +98,7 @@ async def test_a_fast_sale_is_counted_by_the_second_and_soon(house: Any) -> None
     asked = Asked(from_day=today - timedelta(days=0), to_day=today, unit="second")
     started_s = time.monotonic()
     async with house.services.database.transaction(house.project_id, reads_only=True) as conn:
-        seen = await analytics.overview(conn, house.caller)
+        seen = await overviews.overview(conn, house.caller)
         shown = await analytics.of_sale(conn, house.caller, ids.format_id("fls", sale_id), asked)
     assert time.monotonic() - started_s < 5
     assert (seen.redemptions_today, seen.top_code, seen.flash_sales.wins) == (300, "SECONDS", 300)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from core import analytics, deliveries, ids
+from core import analytics, deliveries, ids, overviews
 from core.analytics import Asked
 from core.api_keys import Caller
 
@@ -209,6 +209,13 @@ class Year:
             await self._held_liability(conn)
         return compared
 
+    async def compare_overview(self) -> None:
+        """Hold the overview alone, on the project's clock as it is now."""
+        async with self.app.transaction(
+            self.project_id, reads_only=True, isolation="repeatable read"
+        ) as conn:
+            await self._held_overview(conn)
+
     async def _recomputed(self, days: tuple[date, date], zone: str, unit: str, scope: Any) -> Any:
         return await self.owner.fetch(RECOMPUTED, self.project_id, *days, zone, unit, scope)
 
@@ -263,7 +270,7 @@ class Year:
         zone = await self.owner.fetchval(
             "select time_zone from vf.projects where id = $1", self.project_id
         )
-        seen = await analytics.overview(conn, self.caller)
+        seen = await overviews.overview(conn, self.caller)
         ever = await self.owner.fetchrow(_STANDING, self.project_id)
         today = await self.owner.fetchrow(_STANDING + _TODAY, self.project_id, zone)
         top = await self.owner.fetchval(_TOP_CODE.format(_TODAY), self.project_id, zone)

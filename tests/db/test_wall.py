@@ -36,7 +36,8 @@ SELECT c.oid::regclass::text AS name,
 # for rows that make sense.
 WITHOUT_CHECKS = """
 ALTER TABLE vf.redemptions DISABLE TRIGGER redemptions_sources, DISABLE TRIGGER redemptions_stay;
-ALTER TABLE vf.vouchers DISABLE TRIGGER vouchers_stay;
+ALTER TABLE vf.vouchers DISABLE TRIGGER vouchers_stay, DISABLE TRIGGER vouchers_made,
+    DISABLE TRIGGER vouchers_gone, DISABLE TRIGGER vouchers_changed;
 DO $$ DECLARE k record; BEGIN
     FOR k IN SELECT conrelid::regclass AS t, conname FROM pg_constraint
               WHERE connamespace = 'vf'::regnamespace AND contype IN ('c', 'f') AND conparentid = 0

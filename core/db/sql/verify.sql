@@ -539,6 +539,16 @@ SELECT k.project_id, count(*) AS live_count, count(*) FILTER (WHERE k.sale_id IS
  WHERE k.status = 'redeemed' AND (@project::uuid IS NULL OR k.project_id = @project)
  GROUP BY k.project_id ORDER BY count(*) DESC, k.project_id LIMIT @projects_max::bigint;
 
+-- name: vouchers_of_projects :many
+-- Operator: I13, how many vouchers there are of the projects that have most, as the overview divides them.
+SELECT k.project_id, count(*) FILTER (WHERE k.status = 'active' AND NOT k.is_over) AS active_count,
+       count(*) FILTER (WHERE k.status <> 'active') AS disabled_count,
+       count(*) FILTER (WHERE k.status = 'active' AND k.is_over) AS expired_count
+  FROM (SELECT v.project_id, v.status,
+               coalesce(v.expires_at <= greatest(now(), (SELECT m.expired_to FROM vf.voucher_mark m)), false) AS is_over
+          FROM vf.vouchers v WHERE @project::uuid IS NULL OR v.project_id = @project) k
+ GROUP BY k.project_id ORDER BY count(*) DESC, k.project_id LIMIT @projects_max::bigint;
+
 -- name: quarantine :many
 -- Operator: why wins were refused by the ledger, and how many of each kind.
 SELECT k.lease_id, k.reason, count(*) AS entries, min(k.seq) AS seq_min, max(k.seq) AS seq_max
