@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import socket
+import statistics
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +16,12 @@ import pytest
 
 from core import reports
 from tests.api.conftest import Api, Project
+from tests.api.test_batches import resident_kb
 
 LINES = {"Accept": "application/x-ndjson"}
+MANY = 1_000_000
+# What others wait for while a report is written: some pieces of 20 ms.
+OTHERS_S = 0.1
 
 # As the product writes them: an id that begins with the milliseconds, a number of its voucher.
 _FILL = """
@@ -255,3 +261,49 @@ def test_who_takes_nothing_holds_one_piece_and_no_connection(api: Api, shop: Any
     finally:
         for one in waiting:
             one.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_million_rows_are_written_in_bounded_memory(api: Api, shop: Any) -> None:
+    project, client = shop
+    made(client, "/v1/vouchers", code="MILLION", discount_value=20)
+    api.rows("set statement_timeout = '300s'")
+    fill(api, project, "MILLION", MANY)
+    assert len(lines_of(client, "redemptions", to="2001-01-01")) == 0
+    sizes = [resident_kb(api)]
+    waited_s: list[float] = []
+    is_over = threading.Event()
+
+    def watch() -> None:
+        with api.client(project.secret_key) as other:
+            while not is_over.wait(0.1):
+                sizes.append(resident_kb(api))
+                started_s = time.monotonic()
+                assert other.get("/v1/vouchers/MILLION").status_code == 200
+                waited_s.append(time.monotonic() - started_s)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    for form in ("csv", "ndjson"):
+        before_kb, started_s = sizes[-1], time.monotonic()
+        seen: set[str] = set()
+        count = 0
+        with client.stream("GET", f"/v1/reports/redemptions?format={form}", timeout=60) as answer:
+            for line in answer.iter_lines():
+                count += 1
+                seen.add(line.partition(",")[0])
+        assert (count, len(seen)) == (MANY + (form == "csv"),) * 2
+        print(
+            f"{form}: {count} lines in {time.monotonic() - started_s:.1f} s, "
+            f"{before_kb} kB before, at most {max(sizes)} kB"
+        )
+    is_over.set()
+    watching.join()
+    assert max(sizes) - sizes[0] < 60_000, (sizes[0], max(sizes))
+    typical_s, slowest_s = statistics.median(waited_s), max(waited_s)
+    print(
+        f"{len(waited_s)} others waited {typical_s * 1e3:.0f} ms, at most {slowest_s * 1e3:.0f} ms"
+    )
+    assert len(waited_s) > 100
+    assert typical_s < OTHERS_S and slowest_s < 10 * OTHERS_S

@@ -9,12 +9,15 @@ import pytest
 
 from core import analytics, deliveries, events, ids, overviews, verify
 from core.analytics import Asked
+from core.endings import end
 from tests.conftest import SEED
 from tests.core.year import Year
 
 pytestmark = pytest.mark.anyio
 
 REDEMPTIONS = 12_000
+BURST = 200_000
+SOON_S = 5.0
 
 
 async def publish(house: Any) -> None:
@@ -119,3 +122,42 @@ async def test_fine_figures_are_forgotten_and_coarse_ones_are_kept(house: Any) -
     left = await house.owner.fetch("select kind, grain_s from vf.figures order by 1, 2")
     assert [tuple(row) for row in left] == [("p", 0), ("p", 900), ("v", 0)]
     assert events.KEEP_DAYS < analytics.KEEP_DAYS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+async def test_a_burst_of_wins_is_in_the_overview_soon_after_it_is_in_the_books(house: Any) -> None:
+    await analytics.begin(house.worker_db)
+    tasks = [
+        asyncio.create_task(deliveries.publish_forever(house.worker_db)),
+        asyncio.create_task(analytics.run(house.worker_db)),
+    ]
+    sale_id = await house.sale("BURST", BURST)
+    await house.open_sale(sale_id)
+    started_s = time.monotonic()
+    for first in range(0, BURST, 2_000):
+        await asyncio.gather(*(house.claim(sale_id, f"c{first + n}") for n in range(2_000)))
+    claimed_s = time.monotonic() - started_s
+    while (await house.shown(sale_id)).lag:
+        await asyncio.sleep(0.05)
+    settled_s = time.monotonic()
+    shown = None
+    while shown is None or shown.redemptions_today < BURST:
+        assert time.monotonic() - settled_s < SOON_S, shown
+        async with house.services.database.transaction(house.project_id, reads_only=True) as conn:
+            shown = await overviews.overview(conn, house.caller)
+    soon_s = time.monotonic() - settled_s
+    while await house.value("select count(*) from vf.outbox"):
+        await asyncio.sleep(0.05)
+    while await analytics.roll_up(house.worker_db):
+        pass
+    added_s = time.monotonic() - settled_s
+    for task in tasks:
+        await end(task)
+    print(
+        f"{BURST} wins claimed in {claimed_s:.1f} s, in the overview {soon_s:.2f} s after the lag "
+        f"was 0, added up after {added_s:.2f} s"
+    )
+    assert (shown.redemptions_today, shown.flash_sales.wins) == (BURST, BURST)
+    ever = "select redeemed from vf.figures where kind = 's' and grain_s = 0"
+    assert await house.value(ever) == BURST
