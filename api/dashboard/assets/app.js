@@ -36,7 +36,9 @@ if (document.getElementById("figures")) {
   sessionStorage.removeItem(location.pathname);
   const seen = kept?.seen ?? { at: [], left: [], sold: [], wins: [], refused: [] };
   const lines = kept?.lines ?? [];
-  let before = null;
+  // JSON has no infinity.
+  const bounds = (text) => JSON.parse(text.replaceAll("Infinity", "1e999"));
+  let before = kept ? { ...kept.before, within: bounds(kept.before.within) } : null;
   let peak = kept?.peak ?? 0;
   let plots = null;
   const whole = (value) => Math.round(value).toLocaleString("en");
@@ -64,8 +66,7 @@ if (document.getElementById("figures")) {
 
   function look() {
     const { at, claimed, remaining, lag, refused, within } = document.getElementById("figures").dataset;
-    // JSON has no infinity.
-    const now = { at: Number(at), sold: Number(claimed), left: Number(remaining), refused: Number(refused), within: JSON.parse(within.replaceAll("Infinity", "1e999")) };
+    const now = { at: Number(at), sold: Number(claimed), left: Number(remaining), refused: Number(refused), within: bounds(within) };
     const rate = (name) => (before ? Math.max(0, (now[name] - before[name]) / (now.at - before.at)) : null);
     const wins = rate("sold");
     const refusals = rate("refused");
@@ -93,12 +94,13 @@ if (document.getElementById("figures")) {
     ];
   }
   look();
-  const opened = document.getElementById("figures").dataset.status;
+  const opened = document.getElementById("figures").dataset.state;
   document.body.addEventListener("htmx:afterSwap", () => {
     look();
     // The buttons, the charts and the settlement belong to the state.
-    if (document.getElementById("figures").dataset.status === opened) return;
-    sessionStorage.setItem(location.pathname, JSON.stringify({ seen, lines, peak }));
+    const { state, within } = document.getElementById("figures").dataset;
+    if (state === opened) return;
+    sessionStorage.setItem(location.pathname, JSON.stringify({ seen, lines, peak, before: { ...before, within } }));
     window.location.reload();
   });
 }
