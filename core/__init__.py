@@ -59,6 +59,7 @@ operations
   campaigns       campaigns: make, read, edit, move from draft to end
   segments        groups of customers: lists, and rules that are asked anew
   overviews       the project at a glance, and how many vouchers it has
+  glances         figures as a start page shows them, from one look
   analytics       figures, kept from events
   detections      the fraud rules at work, behind every redemption, and tried on past days
   fraud           what they found, what was decided about it, and the rules of a project

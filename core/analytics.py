@@ -385,57 +385,6 @@ def _begin_of(day: date, zone: str) -> datetime:
     return datetime.combine(day, time(), ZoneInfo(zone)).astimezone(UTC)
 
 
-class Glance(msgspec.Struct, frozen=True):
-    """What a start page shows of a project: some days by day or week, and two by the minute."""
-
-    now: Now
-    series: Series
-    minutes: list[Point]
-
-
-async def glance(
-    conn: db.Connection, caller: Caller, days: int, unit: Literal["day", "week"], zone: str
-) -> Glance:
-    """Return the project's figures of the last days, and of yesterday and today. Three statements.
-
-    `zone` is the project's, which the caller knows.
-    """
-    to_day = datetime.now(ZoneInfo(zone)).date()
-    from_day = to_day - timedelta(days=days - 1)
-    before = from_day - timedelta(days=days)
-    now = await now_of(conn, caller.project_id)
-    own = caller.project_id
-    minutes = await _rows(conn, own, own, (to_day - timedelta(days=1), to_day), "minute", zone)
-    rows = await _rows(conn, own, own, (before, to_day), "day", zone)
-    begins_at = _begin_of(from_day, zone)
-    shown = [row for row in rows if row.at >= begins_at]
-    series = Series(
-        id=ids.format_id("prj", caller.project_id), from_=from_day.isoformat(),
-        to=to_day.isoformat(), unit=unit, time_zone=zone, currency=caller.currency,
-        totals=Sums(**_shown(_total(shown), caller.exponent)),
-        previous=Sums(**_shown(_total(rows[: len(rows) - len(shown)]), caller.exponent)),
-        points=[
-            Point(at=row.at, **_shown(row, caller.exponent))
-            for row in (_by_week(shown, zone) if unit == "week" else shown)
-        ],
-    )  # fmt: skip
-    return Glance(
-        now, series, [Point(at=row.at, **_shown(row, caller.exponent)) for row in minutes]
-    )
-
-
-def _by_week(rows: list[_Row], zone: str) -> list[_Row]:
-    """Add days up to weeks, which begin on Monday."""
-    weeks: dict[date, list[_Row]] = {}
-    for row in rows:
-        day = row.at.astimezone(ZoneInfo(zone)).date()
-        weeks.setdefault(day - timedelta(days=day.weekday()), []).append(row)
-    return [
-        msgspec.structs.replace(_total(days), at=_begin_of(monday, zone))
-        for monday, days in weeks.items()
-    ]
-
-
 async def _sum(conn: db.Connection, project_id: UUID, scope_id: UUID) -> _Row:
     """Return what a scope adds up to in all."""
     row = await db.one(conn, "analytics.ever", _Row, project_id=project_id, scope_id=scope_id)

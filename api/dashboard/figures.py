@@ -9,6 +9,7 @@ import msgspec
 
 from api.dashboard import pages
 from core.analytics import Point, Series
+from core.glances import Figure
 from core.liability import Liability
 from core.rules import money
 
@@ -119,15 +120,14 @@ def _day(day: date) -> str:
 
 
 class Today(msgspec.Struct, frozen=True):
-    """Today beside yesterday: how many by now, and how many by then."""
+    """Today beside yesterday, and what there was by this time then."""
 
     chart: Chart
-    now: int
     then: int
     discount_then: msgspec.Raw
 
 
-def today(minutes: Sequence[Point], zone_name: str, now: datetime, exponent: int) -> Today:
+def today(minutes: Sequence[Figure], zone_name: str, now: datetime, exponent: int) -> Today:
     """Compare today with yesterday from the minutes of both."""
     zone = ZoneInfo(zone_name)
     local = now.astimezone(zone)
@@ -138,7 +138,7 @@ def today(minutes: Sequence[Point], zone_name: str, now: datetime, exponent: int
         by_hour.setdefault(at.date(), [0] * 24)[at.hour] += point.redemptions
         if at.date() < local.date() and at.time() <= local.time():
             then += point.redemptions
-            discount_then += round(float(pages.plain(point.discount)) * 10**exponent)
+            discount_then += point.discount_minor
     mine = _summed(by_hour.get(local.date(), [0] * 24))
     other = _summed(by_hour.get(local.date() - timedelta(days=1), [0] * 24))
     midnight = datetime.combine(local.date(), time())
@@ -154,7 +154,7 @@ def today(minutes: Sequence[Point], zone_name: str, now: datetime, exponent: int
         kind="lines", columns=["Today", "Yesterday"], rows=rows,
         says=f"{mine[-1]:,} so far; {then:,} by this time yesterday, {other[-1]:,} in all.",
     )  # fmt: skip
-    return Today(chart, mine[-1], then, money.json_amount(discount_then, exponent))
+    return Today(chart, then, money.json_amount(discount_then, exponent))
 
 
 def _summed(hours: Sequence[int]) -> list[int]:

@@ -9,7 +9,8 @@ from litestar.response import Response
 
 from api.dashboard import figures, visits
 from api.dashboard.visits import Visit
-from core import analytics, budgets, campaigns, db, liability, redemptions
+from core import budgets, campaigns, db, glances, liability, redemptions
+from core.analytics import Series
 from core.campaigns import Campaign
 from core.rules import money
 
@@ -25,21 +26,21 @@ CAMPAIGNS_MAX: Final = 100
 class _Now(msgspec.Struct, frozen=True):
     """What moves by itself on the page."""
 
-    seen: analytics.Now
+    seen: glances.Today
     discount_today: msgspec.Raw
     today: figures.Today
     recent: list[redemptions.Redemption]
 
 
-async def _now(visit: Visit, conn: db.Connection, seen: analytics.Glance) -> _Now:
+async def _now(visit: Visit, conn: db.Connection, seen: glances.Today) -> _Now:
     caller = visit.caller
     today = figures.today(seen.minutes, visit.zone, datetime.now(UTC), caller.exponent)
-    discount = money.json_amount(seen.now.discount_today_minor, caller.exponent)
+    discount = money.json_amount(seen.discount_minor, caller.exponent)
     # Last: it turns what this transaction may not need any more off.
     recent, _ = await redemptions.page(
         conn, caller, redemptions.Filter(), before=None, limit=RECENT_MAX
     )
-    return _Now(seen.now, discount, today, recent)
+    return _Now(seen, discount, today, recent)
 
 
 @get("/dashboard/{project:str}", operation_id="dashboard.home")
@@ -52,9 +53,9 @@ async def page(request: Req, project: str) -> Response[bytes]:
             conn, visit.caller, status="active", after=None, limit=CAMPAIGNS_MAX
         )
         low = budgets.low(await budgets.gone(conn, visit.caller, running))
-        seen = await analytics.glance(conn, visit.caller, span, figures.grain_of(span), visit.zone)
+        seen = await glances.glance(conn, visit.caller, span, figures.grain_of(span), visit.zone)
         charts = await _charts(visit, conn, seen.series)
-        now = await _now(visit, conn, seen)
+        now = await _now(visit, conn, seen.today)
     return visit.page(
         "home.html", title="Home", now=now, ending=_ending(running), span=span, charts=charts,
         low=[(one, low[one.id]) for one in running if one.id in low], spans_all=figures.SPANS,
@@ -62,12 +63,10 @@ async def page(request: Req, project: str) -> Response[bytes]:
     )  # fmt: skip
 
 
-async def _charts(
-    visit: Visit, conn: db.Connection, series: analytics.Series
-) -> list[figures.Chart]:
+async def _charts(visit: Visit, conn: db.Connection, series: Series) -> list[figures.Chart]:
     owed = await liability.report(
         conn, visit.caller, from_day=date.fromisoformat(series.from_),
-        to_day=date.fromisoformat(series.to), has_ages=False,
+        to_day=date.fromisoformat(series.to), has_ages=False, zone=visit.zone,
     )  # fmt: skip
     return [figures.redemptions(series), figures.discounts(series), *figures.owed(owed)]
 
@@ -80,9 +79,7 @@ async def live(request: Req, project: str) -> Response[bytes]:
         running = await campaigns.page(
             conn, visit.caller, status="active", after=None, limit=CAMPAIGNS_MAX
         )
-        now = await _now(
-            visit, conn, await analytics.glance(conn, visit.caller, 1, "day", visit.zone)
-        )
+        now = await _now(visit, conn, await glances.watch(conn, visit.caller, visit.zone))
     return visit.page("home_live.html", title="Home", now=now, running=len(running))
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from api.dashboard import figures
 from core.analytics import Point, Series, Sums
+from core.glances import Figure
 
 NOTHING = Sums(redemptions=0, discount=msgspec.Raw(b"0"), order_value=msgspec.Raw(b"0"),
                redeemed=0, rolled_back=0)  # fmt: skip
@@ -55,18 +56,24 @@ def test_weeks_begin_on_monday() -> None:
 
 
 def test_today_is_held_against_yesterday_by_the_minute() -> None:
-    given = series(
-        "minute", "2026-11-22", "2026-11-23",
-        {
-            "2026-11-22T12:30:00+00:00": (4, "10.00"),
-            "2026-11-22T12:31:00+00:00": (1, "0.10"),
-            "2026-11-22T20:00:00+00:00": (9, "90.00"),
-            "2026-11-23T06:15:00+00:00": (2, "5.00"),
-        },
-    )  # fmt: skip
+    given = [
+        Figure(
+            part="minute", at=datetime.fromisoformat(at), redemptions=count, discount_minor=minor,
+            order_value_minor=0, redeemed=count, rolled_back=0,
+        )
+        for at, count, minor in (
+            ("2026-11-22T08:00:00+00:00", 0, 2**53 + 1),
+            ("2026-11-22T12:30:00+00:00", 4, 1_000),
+            ("2026-11-22T12:31:00+00:00", 1, 10),
+            ("2026-11-22T20:00:00+00:00", 9, 9_000),
+            ("2026-11-23T06:15:00+00:00", 2, 500),
+        )
+    ]  # fmt: skip
     now = datetime(2026, 11, 23, 12, 30, 59, tzinfo=UTC)
-    found = figures.today(given.points, given.time_zone, now, 2)
-    assert (found.now, found.then, bytes(found.discount_then)) == (2, 4, b"10.00")
+    found = figures.today(given, "Europe/Berlin", now, 2)
+    # More than a float could hold to the cent.
+    assert (found.then, bytes(found.discount_then)) == (4, b"90071992547419.93")
+    assert found.chart.says == "2 so far; 4 by this time yesterday, 14 in all."
     by_hour = dict(told(found.chart))
     assert by_hour["by 08:00"] == ["2", "0"]
     assert by_hour["by 14:00"] == ["2", "5"]

@@ -5,13 +5,10 @@
 SELECT vf.open_session(@id, @user_id, @digest, @replaces, @address, @agent, @life);
 
 -- name: use :one
--- The session with this digest and whose it is; nothing where it has ended.
-SELECT session_id, user_id, email, name, has_second_factor, created_at, expires_at, is_email_confirmed
-  FROM vf.use_session(@digest, @idle);
-
--- name: projects :many
--- A person's projects and their role in each.
-SELECT project_id, name, currency, time_zone, status, role FROM vf.projects_of(@user_id);
+-- The session with this digest, whose it is, and their projects with their role in each; nothing where it has ended.
+SELECT s.session_id, s.user_id, s.email, s.name, s.has_second_factor, s.created_at, s.expires_at, s.is_email_confirmed,
+       (SELECT coalesce(jsonb_agg(p), '[]') FROM vf.projects_of(s.user_id) p) AS memberships
+  FROM vf.use_session(@digest, @idle) s;
 
 -- name: end :one
 -- Ends one session of a person, or all but one; whether it ended any.
