@@ -1,7 +1,7 @@
 """Fixtures of the browser's tests: the whole product, and a Chromium that hides nothing.
 
-product   module   a running `up` with one of everything in its demo project
-pages     module   the addresses of its pages below the project, by name
+product   session  a running `up` with one of everything in its demo project
+pages     session  the addresses of its pages below the project, by name
 chromium  module   the browser: its loop must be gone before other tests run theirs
 desk      test     a page whose errors, questions and requests elsewhere fail the test
 """
@@ -22,13 +22,13 @@ ANSWER_MS_MAX = 20_000
 expect.set_options(timeout=ANSWER_MS_MAX)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def product() -> Iterator[Product]:
     with running() as product:
         yield product
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pages(product: Product) -> dict[str, str]:
     return tour.fill(product)
 
