@@ -199,7 +199,7 @@ def _templates() -> jinja2.Environment:
     environment.globals["now"] = lambda: datetime.now(UTC)
     environment.filters.update(
         amount=amount, count=count, when=when, day=day, words=words, tone=tone, plain=plain,
-        signed=signed, epoch=epoch, public_key=partial(ids.format_id, "key"),
+        signed=signed, epoch=epoch, browser=browser, public_key=partial(ids.format_id, "key"),
         segment=partial(ids.format_id, "seg"), session=partial(ids.format_id, "ses"),
     )  # fmt: skip
     environment.tests["given"] = is_given
@@ -271,6 +271,27 @@ def _instant(value: Any) -> datetime | None:
 def epoch(iso_day: str) -> int:
     """Return a day as the seconds a chart counts."""
     return int(datetime.fromisoformat(iso_day).replace(tzinfo=UTC).timestamp())
+
+
+# The first that an agent's text has: browsers name those they want to be taken for as well.
+_BROWSERS: Final = (
+    ("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"),
+    ("Safari/", "Safari"), ("curl/", "curl"),
+)  # fmt: skip
+_SYSTEMS: Final = (
+    ("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("Windows", "Windows"),
+    ("Mac OS", "macOS"), ("Linux", "Linux"),
+)  # fmt: skip
+_AGENT_LENGTH_MAX: Final = 40
+
+
+def browser(agent: str | None) -> str:
+    """Write what a browser says of itself for reading: `Firefox on Windows`."""
+    text = agent or "–"
+    found = [next((name for mark, name in kinds if mark in text), None)
+             for kinds in (_BROWSERS, _SYSTEMS)]  # fmt: skip
+    told = " on ".join(name for name in found if name)
+    return told if found[0] else text[:_AGENT_LENGTH_MAX]
 
 
 def words(value: Any) -> str:

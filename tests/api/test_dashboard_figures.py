@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from api.dashboard import figures
+from api.dashboard import figures, pages
 from core.analytics import Point, Series, Sums
 from core.glances import Figure
 
@@ -79,3 +79,16 @@ def test_today_is_held_against_yesterday_by_the_minute() -> None:
     assert by_hour["by 14:00"] == ["2", "5"]
     # What is still to come today is not drawn.
     assert by_hour["by 15:00"] == ["", "5"] and by_hour["by 24:00"] == ["", "14"]
+
+
+def test_a_browser_is_told_by_its_name_and_whatever_else_as_it_calls_itself() -> None:
+    chrome = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/156.0.0.0 Safari/537.36"
+    phone = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) Version/17.0 Safari/604.1"
+    assert pages.browser(chrome) == "Chrome on Linux"
+    assert pages.browser(f"{chrome} Edg/156.0") == "Edge on Linux"
+    assert pages.browser(phone) == "Safari on iPhone"
+    assert pages.browser("Mozilla/5.0 (Windows NT 10.0; rv:128.0) Gecko Firefox/128.0") == (
+        "Firefox on Windows"
+    )
+    assert pages.browser("curl/8.5") == "curl"
+    assert pages.browser("x" * 90) == "x" * 40 and pages.browser(None) == "–"
