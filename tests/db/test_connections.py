@@ -65,6 +65,16 @@ async def terminate(url: str, pid: int) -> None:
     await raw.close()
 
 
+async def terminate_asleep(url: str, pid: int) -> None:
+    """Terminate a session once it is at work: sooner, its client might have sent nothing yet."""
+    raw = await asyncpg.connect(url)
+    asleep = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1"
+    while not await raw.fetchval(asleep, pid):
+        await asyncio.sleep(0.01)
+    await raw.close()
+    await terminate(url, pid)
+
+
 async def pid_of(conn: db.Connection) -> int:
     return int((await conn.fetch("SELECT pg_backend_pid()"))[0][0])
 
@@ -264,12 +274,7 @@ async def test_a_connection_lost_during_the_commit_leaves_the_outcome_unknown(
             async with database.transaction(None) as conn:
                 await conn.execute("INSERT INTO slow_to_commit VALUES (1)")
                 pid = await pid_of(conn)
-
-                async def kill() -> None:
-                    await asyncio.sleep(0.3)
-                    await terminate(things, pid)
-
-                group.create_task(kill())
+                group.create_task(terminate_asleep(things, pid))
 
 
 async def test_a_connection_lost_in_a_call_that_commits_by_itself_is_unknown(
@@ -279,8 +284,7 @@ async def test_a_connection_lost_in_a_call_that_commits_by_itself_is_unknown(
         async with database.connection(reads_only=reads_only) as conn:
             pid = await pid_of(conn)
             call = asyncio.create_task(conn.fetch("SELECT pg_sleep(30)"))
-            await asyncio.sleep(0.1)
-            await terminate(things, pid)
+            await terminate_asleep(things, pid)
             with pytest.raises(expected):
                 await call
             # And nothing more is sent on it: that surely was not applied.
