@@ -4,6 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -317,7 +318,7 @@ def test_events_are_forgotten_after_thirty_days_and_not_before(
     def aged(days: float) -> str:
         at_ms = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1000)
         project_id = api.rows("select id from vf.projects limit 1")[0][0]
-        row = ids.UUID(int=at_ms << 80)
+        row = UUID(int=at_ms << 80)
         api.rows(
             "insert into vf.events (project_id, id, type, subject, data, at, count) "
             "values ($1, $2, 'voucher.updated', $2, '{}', now(), 1)", project_id, row,

@@ -8,6 +8,7 @@ import pytest
 
 from core import batches
 from core.batches import NewBatch
+from core.rules.codes import CodeConfig
 from tests.core.conftest import House
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +80,7 @@ async def test_a_job_whose_codes_are_used_up_is_cancelled_and_harms_no_other(
 ) -> None:
     monkeypatch.setattr(batches, "ATOMIC_MAX", 10)
     monkeypatch.setattr(batches, "PIECE", 25)
-    look = batches.CodeConfig(length=3, charset="0123456789")
+    look = CodeConfig(length=3, charset="0123456789")
     for number in range(1_000):
         if number % 100:
             await house.voucher(f"{number:03}")

@@ -179,7 +179,7 @@ class System:
 
     # -- stores --------------------------------------------------------------------------------
 
-    def redis(self) -> "redis.Redis[bytes]":
+    def redis(self) -> "redis.Redis":
         """Return a client of the Valkey the product uses, past the proxy."""
         return redis.Redis(unix_socket_path=str(self.to_valkey.upstream))
 
@@ -249,7 +249,7 @@ class Replica:
             return bool(client.info("replication")["master_link_status"] == "up")
         return False
 
-    def _client(self) -> "redis.Redis[bytes]":
+    def _client(self) -> "redis.Redis":
         return redis.Redis(unix_socket_path=str(self.socket))
 
     def stop(self) -> None:

@@ -22,8 +22,8 @@ def broken(s: State, setting: Setting) -> str | None:
     pg = s.pg
     rows = {(row.lease, row.seq): row for row in pg.rows}
     answered: dict[tuple[int, int], int] = {}
-    for request, lease, seq in s.acked:
-        if answered.setdefault((lease, seq), request) != request:
+    for request, place, seq in s.acked:
+        if answered.setdefault((place, seq), request) != request:
             return "DOUBLE"
     units = {at for at, row in rows.items() if row.is_live}
     units |= {at for at in answered if at not in rows}
