@@ -40,23 +40,31 @@ help: ## Show this list
 up: setup ## Start everything on this machine: make up ARGS="--port 9000"
 	@exec ./vauchflow up --die-with-parent $(ARGS)
 
-# Three at once, since most tests wait most of their time; the output of the other two comes at the end. What needs no
-# server gives way to what does.
+# Several groups at once, since most tests wait most of their time; the output of all but the first comes at the end.
+# $(call at_once,COMMAND,TARGETS) runs the command in front and the targets beside it, and fails when one of them did.
+define at_once
+( status=0; logs=$$(mktemp -d); pids=; \
+	for one in $(2); do setsid $(MAKE) $$one >"$$logs/$$one" 2>&1 & pids="$$pids $$!"; done; \
+	trap 'for pid in '"$$pids"'; do kill -- -$$pid; done; exit 130' INT TERM; \
+	$(1) || status=1; \
+	for pid in $$pids; do wait $$pid || status=1; done; \
+	cat "$$logs"/*; rm -rf "$$logs"; exit $$status )
+endef
+
+# What needs no server gives way to what does.
 PURE := tests/rules tests/sim tests/tidy
 BROWSER := tests/browser
 OVER_HTTP := tests/api
+# Whole products under load and faults: some of what they promise is seconds, so nothing runs beside these.
+WHOLE := tests/e2e
+IN_FRONT := $(patsubst %,--ignore=%,$(PURE) $(BROWSER) $(OVER_HTTP) $(WHOLE))
 
 .PHONY: test
 test: setup $(STAMPS)/chromium ## Run every test that takes seconds (under 10 minutes in all)
 	@if [ -n '$(ARGS)' ]; then exec $(PY) -m pytest -m "not long" $(ARGS); fi; \
-	status=0; logs=$$(mktemp -d); \
-	setsid $(MAKE) test-over-http >"$$logs/1" 2>&1 & over_http=$$!; \
-	setsid $(MAKE) test-beside >"$$logs/2" 2>&1 & beside=$$!; \
-	trap 'kill -- -$$over_http -$$beside; exit 130' INT TERM; \
-	$(PY) -m pytest -m "not long" $(patsubst %,--ignore=%,$(PURE) $(BROWSER) $(OVER_HTTP)) || status=1; \
-	wait $$over_http || status=1; wait $$beside || status=1; \
-	cat "$$logs/1" "$$logs/2"; rm -rf "$$logs"; \
-	exit $$status
+	$(call at_once,$(PY) -m pytest -m "not long" $(IN_FRONT),test-over-http test-beside) || status=1; \
+	$(PY) -m pytest -m "not long" $(WHOLE) || status=1; \
+	exit $${status:-0}
 
 .PHONY: test-over-http
 test-over-http: setup
@@ -72,7 +80,14 @@ test-beside: setup $(STAMPS)/chromium
 
 .PHONY: test-long
 test-long: setup $(STAMPS)/pgbouncer ## Run the tests that take minutes: load and faults
-	@$(PY) -m pytest -m long $(ARGS)
+	@if [ -n '$(ARGS)' ]; then exec $(PY) -m pytest -m long $(ARGS); fi; \
+	$(call at_once,$(PY) -m pytest -m long $(OVER_HTTP),test-long-beside) || status=1; \
+	$(PY) -m pytest -m long $(WHOLE) || status=1; \
+	exit $${status:-0}
+
+.PHONY: test-long-beside
+test-long-beside: setup $(STAMPS)/pgbouncer
+	@$(PY) -m pytest -m long $(patsubst %,--ignore=%,$(OVER_HTTP) $(WHOLE))
 
 .PHONY: screenshots
 screenshots: setup $(STAMPS)/chromium ## Draw every page of the dashboard into .screenshots

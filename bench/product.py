@@ -188,7 +188,8 @@ def running(*options: str, settings: dict[str, str] | None = None) -> Iterator[P
     # Not below a private directory: the servers run as another user when started by root.
     data_dir = Path(tempfile.mkdtemp(prefix="vf-bench-", dir="/tmp"))
     try:
-        product = start(data_dir, *options, settings=settings)
+        # A harness that is killed has no `finally`; its product must not sell on without it.
+        product = start(data_dir, "--die-with-parent", *options, settings=settings)
         try:
             yield product
         finally:

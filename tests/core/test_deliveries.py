@@ -95,6 +95,7 @@ class Listener:
         writer.close()
 
 
+@pytest.mark.long
 async def test_two_thousand_events_reach_a_receiver_that_fails_and_is_killed_twice(
     house: Any, data_dir: Path
 ) -> None:

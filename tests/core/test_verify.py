@@ -534,6 +534,7 @@ async def test_a_redis_that_is_away_is_not_called_clean(
     assert "not checked: 1 live lease in Redis" in out
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_a_selling_settling_and_trimmed_sale_never_raises_a_false_alarm(
     books: Books, settings: Settings, capsys: pytest.CaptureFixture[str]

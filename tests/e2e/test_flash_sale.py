@@ -21,6 +21,7 @@ def product() -> Iterator[Product]:
         yield started
 
 
+@pytest.mark.long
 @MODES
 def test_20000_units_go_to_exactly_20000_of_60000_customers(
     product: Product, tmp_path: Path, durability: str
