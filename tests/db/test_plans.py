@@ -357,6 +357,27 @@ async def test_settling_wins_again_looks_single_rows_up(settings: Settings) -> N
         await assert_lookups_are_single_rows(raw, plans, lookups_min=64, varying=False)
 
 
+async def test_what_happened_is_looked_up_by_its_number_whatever_the_statistics(
+    settings: Settings,
+) -> None:
+    async with session(settings) as raw:
+        ledger = Ledger(raw, "vf_app")
+        await ledger.found()
+        for first in range(0, REDEMPTIONS, BATCH):
+            assert await ledger.redeem(first, BATCH) == ["redeemed"] * BATCH
+        await raw.execute("TRUNCATE vf.outbox")
+        for number in range(300):
+            assert await ledger.redeem(REDEMPTIONS + number, 1) == ["redeemed"]
+        await raw.execute("ANALYZE vf.redemptions; ANALYZE vf.outbox; ANALYZE vf.events")
+        nothing = UUID(int=0)
+        async with plans_of(raw) as plans:
+            facts = await raw.fetch(
+                "SELECT redeemed FROM vf.facts($1, $2, $2, true)", ledger.project, nothing
+            )
+        assert [row["redeemed"] for row in facts] == [1] * 300
+        await assert_lookups_are_single_rows(raw, plans, lookups_min=300, varying=False)
+
+
 async def test_the_check_itself_catches_a_walk_along_the_voucher(settings: Settings) -> None:
     async with session(settings) as raw:
         ledger = Ledger(raw, "vf_app")

@@ -49,10 +49,11 @@ SELECT (SELECT coalesce(sum(t.live), 0)::bigint FROM today t) AS redemptions_tod
                   WHERE f.project_id = @project_id AND f.scope_id = @project_id AND f.grain_s = 0), 0)
        + (SELECT coalesce(sum(t.discount_minor), 0)::bigint FROM tail t) AS discount_total_minor,
        (SELECT m.event_id IS NOT NULL FROM vf.figures_mark m) AS has_begun,
-       (SELECT v.code FROM vf.vouchers v
-         WHERE v.project_id = @project_id
-           AND v.id = coalesce((SELECT o.voucher_id FROM top_today o), (SELECT e.voucher_id FROM top_ever e)))
-           AS top_code;
+       (SELECT v.code
+          FROM (SELECT coalesce((SELECT o.voucher_id FROM top_today o), (SELECT e.voucher_id FROM top_ever e)) AS id
+                OFFSET 0) t
+         CROSS JOIN LATERAL (SELECT k.code FROM vf.vouchers k
+                              WHERE k.project_id = @project_id AND k.id = t.id OFFSET 0) v) AS top_code;
 
 -- name: points :many
 -- What a scope adds up to between two instants, by the second, minute, hour, day, week or month of a time zone. An hour
