@@ -139,14 +139,22 @@ class Up:
         self._progress("migrating the database")
         self._migrate()
         demo = self._seed() if with_demo else None
-        self._progress("starting the API, the reconciler and the worker")
-        for name, command in self._commands().items():
-            child = _Supervised(name, self._starter(name, command))
-            self._supervised.append(child)
-            child.start()
-        self._publish()
+        commands = self._commands()
+        self._progress("starting the API")
+        self._begin("api", commands.pop("api"))
         self._wait_until_ready()
+        # After the API, whose start is seconds of one core: on two cores three that start at once
+        # would take turns, and the one that people wait for would be the last.
+        self._progress("starting the reconciler and the worker")
+        for name, command in commands.items():
+            self._begin(name, command)
         _announce(settings, demo)
+
+    def _begin(self, name: str, command: list[str]) -> None:
+        child = _Supervised(name, self._starter(name, command))
+        self._supervised.append(child)
+        child.start()
+        self._publish()
 
     def _publish(self) -> None:
         pids = {one.name: one.process.pid for one in self._supervised if one.process}
