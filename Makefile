@@ -79,14 +79,14 @@ test-beside: setup $(STAMPS)/chromium
 	exit $$status
 
 .PHONY: test-long
-test-long: setup $(STAMPS)/pgbouncer ## Run the tests that take minutes: load and faults
+test-long: setup $(STAMPS)/pgbouncer $(STAMPS)/chromium ## Run the tests that take minutes: load and faults
 	@if [ -n '$(ARGS)' ]; then exec $(PY) -m pytest -m long $(ARGS); fi; \
 	$(call at_once,$(PY) -m pytest -m long $(OVER_HTTP),test-long-beside) || status=1; \
 	$(PY) -m pytest -m long $(WHOLE) || status=1; \
 	exit $${status:-0}
 
 .PHONY: test-long-beside
-test-long-beside: setup $(STAMPS)/pgbouncer
+test-long-beside: setup $(STAMPS)/pgbouncer $(STAMPS)/chromium
 	@$(PY) -m pytest -m long $(patsubst %,--ignore=%,$(OVER_HTTP) $(WHOLE))
 
 .PHONY: screenshots

@@ -102,6 +102,8 @@ def test_what_is_no_table_is_refused_whole_and_nothing_is_stored(
     assert api.row_counts() == before
 
 
+@pytest.mark.long
+@pytest.mark.timeout(240)
 def test_a_long_table_comes_in_whole_and_one_line_too_many_does_not(
     api: Api, client: httpx.Client
 ) -> None:

@@ -234,6 +234,8 @@ def test_head_and_who_leaves_early_stop_the_writing(api: Api, shop: Any) -> None
     assert len(lines_of(client, "redemptions")) == 40 * reports.PIECE, "there is room again"
 
 
+@pytest.mark.long
+@pytest.mark.timeout(240)
 def test_who_takes_nothing_holds_one_piece_and_no_connection(api: Api, shop: Any) -> None:
     project, client = shop
     made(client, "/v1/vouchers", code="SLOW", discount_value=20)

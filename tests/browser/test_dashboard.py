@@ -204,7 +204,9 @@ def test_no_page_runs_what_somebody_typed(
 
 # Each page is looked through: 20 s on two idle cores, several times that on busy ones.
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 375)])
+@pytest.mark.parametrize(
+    ("scheme", "width"), [pytest.param("light", 1440, marks=pytest.mark.long), ("dark", 375)]
+)
 def test_everybody_can_use_every_page(
     chromium: Browser, product: Product, pages: dict[str, str], scheme: str, width: int
 ) -> None:

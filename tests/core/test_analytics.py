@@ -25,6 +25,8 @@ async def publish(house: Any) -> None:
         pass
 
 
+@pytest.mark.long
+@pytest.mark.timeout(240)
 async def test_every_figure_is_the_ledgers_before_while_and_after_it_is_added_up(
     house: Any,
 ) -> None:

@@ -96,6 +96,7 @@ class Listener:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 async def test_two_thousand_events_reach_a_receiver_that_fails_and_is_killed_twice(
     house: Any, data_dir: Path
 ) -> None:

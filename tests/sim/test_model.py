@@ -7,6 +7,8 @@ from tests.sim.world import Rules
 
 # Enough for every rule's counter-example; a search that finds one ends there.
 MISSED_STATES_MAX = 150_000
+# Found after a quarter of a minute of looking.
+FAR_AWAY = {"unsealing_is_told", "stream_is_of_this_process", "neighbour_seal_is_of_this_process"}
 
 
 @pytest.mark.parametrize("world", model.WORLDS.values(), ids=lambda world: world.name)
@@ -16,7 +18,13 @@ def test_the_shipped_protocol_keeps_every_promise(world):
     assert found.broken is None, "\n".join(found.path)
 
 
-@pytest.mark.parametrize(("rule", "world", "promise"), model.MISSED, ids=lambda part: str(part))
+@pytest.mark.parametrize(
+    ("rule", "world", "promise"),
+    [
+        pytest.param(*missed, marks=[pytest.mark.long] if missed[0] in FAR_AWAY else [])
+        for missed in model.MISSED
+    ],
+)
 def test_every_rule_is_missed_where_it_is_left_out(rule, world, promise):
     found = model.check(model.WORLDS[world], model.without(rule), MISSED_STATES_MAX)
     print(f"{found.states} states in {found.seconds:.1f} s", *found.path, sep="\n")
