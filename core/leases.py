@@ -54,11 +54,12 @@ class Leases:
         Refuses: cannot_arm, sold_out, sale_over. Raises: PlanLimit; Unavailable; redis_errors;
         OSError.
         """
+        asked_at_s = time.monotonic()
         async with self.database.connection(reads_only=True) as conn:
             now = await db.value(conn, "flash_sales.clock", datetime)
         lease_id = uuid4()
         node = await node_of(self.redis, str(lease_id))
-        facts = await leases.server_facts(node, int(now.timestamp() * 1000))
+        facts = await leases.server_facts(node, int(now.timestamp() * 1000), asked_at_s)
         faults = leases.arming_faults(facts)
         if faults:
             return Refusal(

@@ -215,9 +215,10 @@ class Reconciler:
                 _log.warning("check_failed", error=str(error))
 
     async def _check_node(self, node: Redis, lease_ids: list[UUID]) -> None:
+        asked_at_s = time.monotonic()
         async with self.database.connection(reads_only=True) as conn:
             now = await db.value(conn, "flash_sales.clock", datetime)
-        facts = await leases.server_facts(node, int(now.timestamp() * 1000))
+        facts = await leases.server_facts(node, int(now.timestamp() * 1000), asked_at_s)
         faults = leases.arming_faults(facts)
         if not faults:
             return

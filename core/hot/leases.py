@@ -451,13 +451,15 @@ async def held(redis: Redis) -> AsyncIterator[Held]:
             )
 
 
-async def server_facts(redis: Redis, pg_now_ms: int | None = None) -> ServerFacts:
+async def server_facts(
+    redis: Redis, pg_now_ms: int | None = None, asked_at_s: float | None = None
+) -> ServerFacts:
     """Ask one server (`node_of`) what arming needs to know.
 
-    Give PostgreSQL's time as read just before. What the server took to answer is not taken for a
-    clock that is ahead.
+    Give PostgreSQL's time as read just before, and the monotonic instant at which it was asked:
+    what passes from then, in a server or here, is not taken for a clock that is ahead.
     """
-    began_s = time.monotonic()
+    began_s = time.monotonic() if asked_at_s is None else asked_at_s
     seconds, micros = await redis.time()
     waited_ms = int(1000 * (time.monotonic() - began_s))
     time_ms = int(seconds) * 1000 + int(micros) // 1000

@@ -1,6 +1,7 @@
 """Arming, steering and reading a lease, and a crowd's facts: what each step refuses."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -296,6 +297,19 @@ async def test_a_server_that_stood_still_is_not_taken_for_a_clock_that_is_ahead(
     ahead = await leases.server_facts(client, late.time_ms - 60_000)
     behind = await leases.server_facts(client, late.time_ms + 60_000)
     assert leases.arming_faults(ahead) and leases.arming_faults(behind)
+
+
+async def test_a_process_that_stood_still_is_not_taken_for_a_clock_that_is_ahead(
+    client: Redis,
+) -> None:
+    asked_at_s = time.monotonic()
+    now = await leases.server_facts(client)
+    await asyncio.sleep(0.6)
+    late = await leases.server_facts(client, now.time_ms, asked_at_s)
+    assert late.time_ms - now.time_ms >= 500
+    assert late.skew_ms is not None and late.skew_ms < leases.CLOCK_SKEW_MS_MAX
+    truly = await leases.server_facts(client, late.time_ms - 60_000, asked_at_s)
+    assert leases.arming_faults(truly)
 
 
 async def test_facts_that_took_long_to_load_count_once_renewed(

@@ -285,7 +285,7 @@ class SimLeases:
     async def retire(self, client: Client, lease_id: str, *, serve_s: int, keep_s: int) -> None:
         (await client.reach()).leases.pop(lease_id, None)
 
-    async def server_facts(self, client: Client, _now_ms: int) -> str:
+    async def server_facts(self, client: Client, _now_ms: int, _asked_at_s: float) -> str:
         return (await client.reach()).run_id
 
     def arming_faults(self, _facts: str) -> list[str]:
