@@ -6,6 +6,7 @@ socket, for what the workers' own listeners hand on.
 """
 
 import argparse
+import gc
 import os
 import shutil
 import signal
@@ -119,11 +120,17 @@ def _load(settings: Settings, entrance: Entrance, running: Connection) -> Any:
     die_with_parent(signal.SIGKILL)
     # This end is the parent's alone: when it closes it, the other one is at its end.
     running.close()
+    # What is made here stays as long as the process: who looks it through for garbage, a few times
+    # now and at every full collection later, finds none.
+    gc.disable()
     from api import app
     from core import logs
 
     logs.configure(settings)
-    return app.create(settings, entrance)
+    made = app.create(settings, entrance)
+    gc.freeze()
+    gc.enable()
+    return made
 
 
 def _share_metrics(settings: Settings) -> None:
